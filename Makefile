@@ -1,0 +1,36 @@
+# `make demo` and `make test` work on a bare machine with Python 3.10 to 3.13: .ci/setup makes .venv
+# and installs the pinned packages; later calls reuse it. PYTHON=python3.12 chooses the interpreter.
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow lint bench figures env clean
+PY := .venv/bin/python
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+demo:  ## draw figures/demo.png from the checkpoints in data/
+	@.ci/setup requirements.txt
+	$(PY) -m minidiff demo
+
+test: lint  ## lint, and every test that is not marked slow
+	$(PY) -m pytest -q
+
+slow: env  ## the tests marked slow
+	$(PY) -m pytest -q -m slow
+
+lint: env  ## what the pre-commit hooks check: ruff, line ends, file sizes
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) .ci/check_files.py
+
+bench: env  ## time minidiff beside diffusers
+	$(PY) -m benchmarks.run
+
+figures: env  ## draw every picture the README and the lessons show
+	for script in figures/*.py; do $(PY) "$$script" || exit 1; done
+
+env:  ## make .venv with what development needs
+	@.ci/setup requirements-dev.txt
+
+clean:  ## remove caches and build outputs (.venv and downloads stay)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,75 @@
+"""Safe files of weights: safetensors with everything needed to use them as JSON beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+KEY = "minidiff"  # the metadata entry that holds our JSON
+
+
+def save(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors and their JSON description, whole or not at all.
+
+    The file appears under its name only once it is complete on the disk. OSError in one sentence if
+    it cannot be written; what stood there before is then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={KEY: json.dumps(about)})
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"could not save {path}: {error}; an earlier file there is intact") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict]:
+    """The tensors of a file and its description.
+
+    FileNotFoundError, or ValueError for a file that is damaged or was not written by minidiff.
+    """
+    described = about(path)
+    with safe_open(path, framework="pt", device=str(device)) as f:
+        return {name: f.get_tensor(name) for name in f.keys()}, described
+
+
+def about(path: str | Path) -> dict[str, Any]:
+    """The description of a file alone, without reading its tensors. Raises as `load` does."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt") as f:
+            described = (f.metadata() or {}).get(KEY)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if described is None:
+        raise ValueError(f"{path} holds weights, but was not written by minidiff")
+    return json.loads(described)
+
+
+def fill(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Load `tensors` into `module`, or say in one sentence how the two differ (ValueError)."""
+    wanted = module.state_dict()
+    missing, foreign = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
+    other = [n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape]
+    if missing or foreign or other:
+        raise ValueError(
+            f"{what} does not fit: {len(missing)} tensors are missing {sorted(missing)[:2]}, "
+            f"{len(foreign)} are foreign {sorted(foreign)[:2]}, "
+            f"{len(other)} have another shape {sorted(other)[:2]}"
+        )
+    module.load_state_dict(tensors)

@@ -1,0 +1,240 @@
+"""The command line: `minidiff train | sample | models | demo`. Try `minidiff train --help`."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+
+class Group(click.Group):
+    """Errors that a user can mend are told in one sentence; the rest are bugs and show where."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, FloatingPointError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="minidiff")
+def main() -> None:
+    """Image diffusion from scratch: train a model, sample from one, see what there is."""
+    from minidiff.device import keep_memory
+
+    keep_memory()
+
+
+@main.command()
+def models() -> None:
+    """List the trained models that come with minidiff."""
+    from minidiff import checkpoint, zoo
+
+    for name, path in zoo.names().items():
+        about = checkpoint.about(path)
+        megabytes = path.stat().st_size / 1e6
+        takes = "captions" if "text" in about else "classes" if "classes" in about else "no prompt"
+        click.echo(f"{name:14} {about['size']} px  {takes:10} {megabytes:5.1f} MB  ", nl=False)
+        click.echo(about["card"].get("data", ""))
+        if "classes" in about:
+            click.echo(f"{'':14} {', '.join(about['classes'])}")
+
+
+@main.command()
+@click.argument("prompts", nargs=-1)
+@click.option(
+    "--model", default="shapes", show_default=True, help="A name of `minidiff models`, or a file."
+)
+@click.option("-n", "--number", default=8, show_default=True, help="Images of each prompt.")
+@click.option(
+    "--scale", default=None, type=float, help="Guidance: 1 for none.  [default: 3 with prompts]"
+)
+@click.option("--steps", default=50, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Image i of a seed is always the same.")
+@click.option("--out", default="samples.png", show_default=True, type=click.Path(dir_okay=False))
+def sample(prompts, model, number, scale, steps, seed, out) -> None:
+    """Draw images of PROMPTS: captions, or names of classes.
+
+    \b
+    minidiff sample "a red circle left of a blue square"
+    minidiff sample --model cifar10 horse ship
+    """
+    from minidiff import plot, zoo
+
+    _positive(number=number, steps=steps)
+    trained = zoo.load(model)
+    if scale is None:
+        scale = 3.0 if prompts else 1.0
+    wanted = [p for p in prompts or (None,) for _ in range(number)]
+    images = trained.sample(
+        wanted, len(wanted), scale=scale, steps=steps, seed=seed, progress=True
+    ).cpu()
+    labels = list(prompts) or [model]
+    sheet = plot.rows(list(zip(labels, images.split(number), strict=True)))
+    plot.save(sheet, out)
+    click.echo(f"{len(wanted)} images: {out}")
+
+
+@main.command()
+@click.option(
+    "--data", required=True, help="cifar10, butterflies, shapes, or a folder of pictures."
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run.  [default: runs/DATA]",
+)
+@click.option("--size", type=int, help="Pixels a side.  [default: the recipe's]")
+@click.option("--images", type=float, help="Images to see in all, e.g. 2e6.")
+@click.option("--batch", type=int, help="Images a step, over all processes.")
+@click.option(
+    "--accumulate", type=int, help="Parts of a batch that are computed one after another."
+)
+@click.option("--learning-rate", type=float)
+@click.option("--ema", type=float, help="Decay of the averaged weights, a step.")
+@click.option("--channels", type=int, help="Width of the network.")
+@click.option("--multipliers", help="Of the width, one a level: 1,2,2.")
+@click.option("--blocks", type=int, help="Residual blocks a level.")
+@click.option("--patch", type=int, help="Side of the pixel blocks that the network works on.")
+@click.option("--predicts", type=click.Choice(["eps", "v", "x0"]))
+@click.option("--min-snr", type=float, help="Gamma of min-SNR weighting; 0 for the plain loss.")
+@click.option("--seed", type=int)
+@click.option("--save-every", type=int, help="Images between checkpoints and previews.")
+@click.option("--float32", is_flag=True, help="No mixed precision.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard.")
+def train(data, out, size, float32, resume, tensorboard, multipliers, predicts, **given) -> None:
+    """Train a model; everything not given is the recipe's.
+
+    \b
+    minidiff train --data shapes
+    minidiff train --data ~/pictures --size 64 --images 1e6
+    torchrun --nproc-per-node 8 -m minidiff train --data cifar10 --batch 1024
+    """
+    from minidiff import training
+
+    _join_processes()
+    recipe = _recipe(data, size)
+    given = {name: value for name, value in given.items() if value is not None}
+    if "images" in given:
+        given["images"] = int(given["images"])
+    if "min_snr" in given:
+        given["min_snr"] = given["min_snr"] or None
+    if float32:
+        given["mixed_precision"] = False
+    if multipliers:
+        given["multipliers"] = _integers(multipliers)
+    network = {
+        k: given.pop(k) for k in ("channels", "multipliers", "blocks", "patch") if k in given
+    }
+    recipe = replace(
+        recipe,
+        network=replace(recipe.network, **network),
+        train=replace(recipe.train, **given),
+        predicts=predicts or recipe.predicts,
+    )
+    out = out or Path("runs") / Path(data).name
+    run = training.Run(_placed(recipe.objective()), recipe.data, recipe.train, out)
+    if resume:
+        run.resume()
+    elif run.state_file.exists():
+        raise ValueError(f"{out} holds a run already: add --resume, or choose another --out")
+    if training.rank() == 0:
+        click.echo(f"{recipe.card['data']}: {len(recipe.data.images)} images, on {run.device}")
+        click.echo(f"estimate: {training.estimate(run)}")
+    training.fit(run, on_save=_Saver(recipe, out, tensorboard))
+    if training.rank() == 0:
+        click.echo(f"trained: {out / 'model.safetensors'}, log and previews beside it")
+
+
+@main.command()
+@click.option(
+    "--out", default="figures/demo.png", show_default=True, type=click.Path(dir_okay=False)
+)
+def demo(out) -> None:
+    """Draw a sheet with every trained model: words, classes, butterflies, and how they come."""
+    from minidiff.demo import draw
+
+    start = time.perf_counter()
+    draw(out, say=click.echo)
+    click.echo(f"{time.perf_counter() - start:.0f} s: {out}")
+
+
+class _Saver:
+    """After each save of a run: the model to sample from, a preview sheet, TensorBoard."""
+
+    def __init__(self, recipe, out: Path, tensorboard: bool):
+        self.recipe, self.out, self.board = recipe, out, None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError("--tensorboard needs `pip install tensorboard`") from error
+            self.board = SummaryWriter(out)
+
+    def __call__(self, run) -> None:
+        from minidiff import plot, training, zoo
+
+        model = self.recipe.model(run.average)
+        model.card |= {"images_seen": run.seen, "minutes": round(run.seconds / 60, 1)}
+        zoo.save(self.out / "model.safetensors", model)
+        prompts = list(self.recipe.previews)
+        scale = 2.0 if model.encoder else 1.0
+        images = model.sample(prompts, len(prompts), scale=scale, steps=25)
+        labels = [str(p) for p in prompts] if model.encoder else None
+        plot.save(plot.grid(images.cpu(), labels), self.out / f"preview_{run.seen:09d}.png")
+        if self.board is not None:
+            for name, value in training.last_row(run).items():
+                self.board.add_scalar(name, float(value), run.seen)
+            self.board.add_images("preview", (images.cpu() + 1) / 2, run.seen)
+
+
+def _recipe(data: str, size: int | None):
+    from minidiff import recipes
+
+    named = {
+        "shapes": recipes.captioned_shapes,
+        "cifar10": recipes.cifar10,
+        "butterflies": recipes.butterflies,
+    }
+    sizes = {} if size is None else {"size": size}
+    if data in named:
+        return named[data](**sizes)
+    if not Path(data).is_dir():
+        raise ValueError(f"there is no data {data!r}: expected {', '.join(named)}, or a folder")
+    return recipes.folder(data, **sizes)
+
+
+def _join_processes() -> None:
+    """Under torchrun: meet the other processes, over nccl on GPUs and gloo on CPUs."""
+    if "RANK" not in os.environ:
+        return
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _placed(objective):
+    from minidiff.device import best_device, place
+
+    return place(objective, best_device())
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--multipliers {text!r}: expected whole numbers like 1,2,2") from None
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"--{name} {value}: expected at least 1")

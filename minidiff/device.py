@@ -1,0 +1,80 @@
+"""The one place where hardware matters: which device, which precision, which attention.
+
+The choices were measured (see benchmarks/). On CPUs with bfloat16 instructions, autocast in the
+plain NCHW layout with attention written out is fastest; on GPUs channels_last and fused kernels are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def best_device() -> torch.device:
+    """cuda if there is one, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@functools.cache
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run on instructions of their own."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        with open("/proc/cpuinfo") as f:
+            flags = f.read(20_000)
+    except OSError:  # not Linux
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Mixed precision where it pays: bfloat16 autocast, else plain float32."""
+    if has_fast_bfloat16(device):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on its device, in the memory layout that is fastest there."""
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    return network.to(device, memory_format=layout)
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory: large buffers are otherwise unmapped and faulted in anew at
+    every layer, a third of a small network's time. A few per cent more memory; no-op elsewhere."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, probs_tap=None) -> Tensor:
+    """softmax(q^T k / sqrt(d)) v with q (B,h,d,N), k and v (B,h,d,M); returns (B,h,d,N).
+
+    Written out on CPUs, where the fused kernel's bfloat16 backward is slow, and whenever
+    `probs_tap` wants to see the probabilities (B,h,N,M); fused elsewhere.
+    """
+    if probs_tap is None and q.device.type != "cpu":
+        q, k, v = (part.transpose(-2, -1) for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(-2, -1)
+    scores = (q * q.shape[-2] ** -0.5).transpose(-2, -1) @ k  # (B,h,N,M)
+    probs = scores.softmax(dim=-1)
+    if probs_tap is not None:
+        probs = probs_tap(probs)
+    return v @ probs.transpose(-2, -1)

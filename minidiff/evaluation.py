@@ -1,0 +1,164 @@
+"""What the shipped models are worth, measured: the figures in their cards.
+
+Each report is a list of (what, value, low, high, note): a 95% interval where there is one. Under
+torchrun the samples are shared out over the processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor
+
+from minidiff import metrics
+from minidiff.classifier import load_classifier
+from minidiff.data import images, shapes
+from minidiff.guidance import clamp
+from minidiff.noise import per_image
+from minidiff.samplers import Step, ddim_step, sample
+from minidiff.training import rank, world
+from minidiff.zoo import Diffusion, Prompt
+
+
+class Figure(NamedTuple):
+    """A measured number; `low` and `high` bound its 95% interval if it has one."""
+
+    what: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+def sample_many(
+    model: Diffusion,
+    prompts: Sequence[Prompt],
+    *,
+    scale: float = 1.0,
+    steps: int = 50,
+    seed: int = 0,
+    step: Step = ddim_step,
+    batch: int = 64,
+    progress: bool = True,
+) -> Tensor:
+    """One image for each prompt, (n, 3, size, size) on the CPU, shared out over the processes.
+
+    Image i of a seed is the same whatever the batch and the number of processes.
+    """
+    from tqdm.auto import tqdm
+
+    generators = per_image(Generator().manual_seed(seed), len(prompts))
+    path = model.schedule.path(steps)
+    mine = list(range(rank(), len(prompts), world()))
+    done = {}
+    starts = range(0, len(mine), batch)
+    for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress or rank() > 0):
+        index = mine[start : start + batch]
+        own = [generators[i] for i in index]
+        denoise = clamp(model.denoiser([prompts[i] for i in index], scale))
+        x = sample(step, denoise, model.noise(len(index), own), path, generator=own)
+        done.update(zip(index, x.cpu(), strict=True))
+    if dist.is_initialized():
+        parts = [None] * world()
+        dist.all_gather_object(parts, done)
+        done = {i: x for part in parts for i, x in part.items()}
+    return torch.stack([done[i] for i in range(len(prompts))])
+
+
+def share(what: str, hits: Tensor, note: str = "") -> Figure:
+    """A share of successes (n,) bool with its Wilson interval, in per cent."""
+    low, high = metrics.wilson(int(hits.sum()), len(hits))
+    return Figure(what, 100 * hits.float().mean().item(), 100 * low, 100 * high, note)
+
+
+def report_shapes(model: Diffusion, n: int = 500, scale: float = 3.0) -> list[Figure]:
+    """Full captions against the oracle: everything a caption says must be in the picture."""
+    figures = []
+    kinds = {
+        "one thing, pairs of colour and shape seen in training": (0.0, False),
+        "one thing, pairs held out of training": (0.0, True),
+        "two things, pairs seen in training": (1.0, False),
+        "two things, pairs held out of training": (1.0, True),
+    }
+    for seed, (name, (pairs, held_out)) in enumerate(kinds.items()):
+        scenes = shapes.random_scenes(
+            n, Generator().manual_seed(1000 + seed), pairs=pairs, held_out=held_out
+        )
+        captions = shapes.captions(scenes)
+        drawn = sample_many(model, captions, scale=scale, seed=seed)
+        note = f"% of {n} full captions right by the oracle, guidance {scale:g}"
+        figures.append(share(name, shapes.grade(captions, drawn), note))
+        if seed == 0:
+            shuffled = [captions[i - 1] for i in range(n)]
+            control = shapes.grade(shuffled, drawn)
+            figures.append(share("control: the same pictures, captions exchanged", control, "%"))
+    return figures
+
+
+def report_cifar10(
+    model: Diffusion, n: int = 5000, scale: float = 1.5, steps: int = 25
+) -> list[Figure]:
+    """Distance to the test images and class accuracy, by a classifier that was not used to train.
+
+    The floor is the distance between two halves of the test set.
+    """
+    judge = load_classifier().to(model.device)
+    test = images.cifar10(train=False)
+    real = metrics.features(judge.features, images.to_float(test.images))
+    labels = torch.arange(n) % 10
+    drawn = sample_many(model, labels.tolist(), scale=scale, steps=steps)
+    fake = metrics.features(judge.features, drawn)
+    says = metrics.features(judge, drawn).argmax(1)
+    distance, floor = metrics.with_floor(
+        metrics.frechet_distance, real, fake, Generator().manual_seed(0)
+    )
+    precision, recall = metrics.precision_recall(real[:n], fake)
+    train = images.to_float(images.cifar10().images)
+    copies = metrics.memorisation(drawn[:500], images.to_float(test.images[:500]), train, flip=True)
+    how = f"{n} images, guidance {scale:g}, DDIM {steps}"
+    return [
+        Figure("Frechet distance to test images", distance, note=f"classifier features; {how}"),
+        Figure("its floor, test images to test images", floor, note="the same numbers of images"),
+        share("class accuracy under the classifier", says == labels, f"%; {how}"),
+        Figure("precision", precision, note="k = 3, classifier features"),
+        Figure("recall", recall, note="k = 3, classifier features"),
+        Figure(
+            "distance to the nearest training image, over that of test images",
+            copies,
+            note="500 images, pixels; copies would be near 0",
+        ),
+    ]
+
+
+def report_butterflies(
+    model: Diffusion, n: int = 256, train: Tensor | None = None, held_out: Tensor | None = None
+) -> list[Figure]:
+    """Are they copies? Distances to the training images, against those of held-out butterflies."""
+    if train is None or held_out is None:
+        train, held_out = split(images.to_float(images.butterflies(model.size).images))
+    drawn = sample_many(model, [None] * n)
+    near = metrics.nearest_neighbours(drawn, train, flip=True)[0][:, 0]
+    usual = metrics.nearest_neighbours(held_out, train, flip=True)[0][:, 0]
+    ratio = metrics.memorisation(drawn, held_out, train, flip=True)
+    closest = usual.quantile(0.02)
+    return [
+        Figure(
+            "distance to the nearest training image, over that of held-out butterflies",
+            ratio,
+            note=f"medians of {n} samples and {len(held_out)} real ones; copies would be near 0",
+        ),
+        share(
+            "samples nearer to a training image than 98% of held-out butterflies are",
+            near < closest,
+            "%; 2% expected without copying",
+        ),
+    ]
+
+
+def split(data: Tensor) -> tuple[Tensor, Tensor]:
+    """Training and held-out images: every tenth is held out."""
+    held = torch.arange(len(data)) % 10 == 9
+    return data[~held], data[held]

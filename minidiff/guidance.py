@@ -1,0 +1,173 @@
+"""Guidance: functions from Denoiser to Denoiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from minidiff.denoiser import Denoiser, Network, Prediction, network_time, reader
+from minidiff.schedule import NoiseLevel
+
+
+def mix(*weighted: tuple[float, Denoiser]) -> Denoiser:
+    """The weighted sum of several denoisers' predictions; negative weights push away.
+
+    The weights must sum to 1 (ValueError otherwise) and are never renormalised: eps, x0 and v are
+    affine in one another, and only such sums give the same answer in each of them.
+    """
+    _check_sum(weight for weight, _ in weighted)
+
+    def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
+        parts = [(weight, d(x, level)) for weight, d in weighted if weight != 0]
+        if len(parts) == 1:  # a weight of 1: exactly that denoiser, bit for bit
+            return parts[0][1]
+        return Prediction(sum(w * p.x0 for w, p in parts), sum(w * p.eps for w, p in parts))
+
+    return denoise
+
+
+def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
+    """eps = eps_uncond + scale * (eps_cond - eps_uncond) (Ho and Salimans 2022).
+
+    The paper's weight is scale - 1. A negative prompt is just another `uncond`.
+    """
+    return mix((scale, cond), (1 - scale, uncond))
+
+
+def weighted_prompts(
+    network: Network,
+    conditions: Sequence[Tensor],
+    weights: Sequence[float],
+    null: Tensor,
+    *,
+    predicts: str = "eps",
+) -> Denoiser:
+    """Several weighted conditions in one batched call; `null` gets 1 - sum(weights).
+
+    Every condition has the batch's shape (B, ...). The rule is that of v-diffusion's cfg_sample
+    (Crowson 2021): one prompt of weight 3 is classifier-free guidance of scale 3.
+    """
+    if len(conditions) != len(weights):
+        raise ValueError(
+            f"{len(conditions)} conditions but {len(weights)} weights: expected as many"
+        )
+    _check_sum([1 - sum(weights), *weights])
+    read = reader(predicts)
+    condition = torch.cat([null, *conditions])
+    shares = [1 - sum(weights), *weights]
+
+    def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
+        n = len(shares)
+        many = x.repeat(n, 1, 1, 1)  # (n*B,3,H,W), condition by condition
+        if len(condition) != len(many):
+            raise ValueError(f"each condition must hold {len(x)} rows, one an image of the batch")
+        out = network(many, network_time(many, level), condition).chunk(n)
+        return read(x, level, sum(share * o for share, o in zip(shares, out, strict=True)))
+
+    return denoise
+
+
+def classifier(
+    denoise: Denoiser, log_prob: Callable[[Tensor, NoiseLevel], Tensor], scale: float
+) -> Denoiser:
+    """eps -= scale * sigma * gradient of log p(y | x_t) (Dhariwal and Nichol 2021, algorithm 2).
+
+    `log_prob(x, level)` returns (B,) and must treat the images of a batch separately.
+    """
+    _check_finite(scale)
+
+    def guided(x: Tensor, level: NoiseLevel) -> Prediction:
+        with torch.enable_grad():
+            here = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(log_prob(here, level).sum(), here)
+        return _push(x, level, denoise(x, level), scale, gradient)
+
+    return guided
+
+
+def on_x0(
+    denoise: Denoiser,
+    log_prob: Callable[[Tensor], Tensor],
+    scale: float,
+    *,
+    through_network: bool = True,
+) -> Denoiser:
+    """Guidance by any score of the predicted clean image: CLIP, a colour, a classifier.
+
+    eps -= scale * sigma * g, with g the gradient of `log_prob(x0)` (B,) with respect to x_t. The
+    shortcut `through_network=False` takes the network for a constant: it is cheaper, and too
+    large at high noise (see Prediction: dx0/dx_t is then 1/alpha).
+    """
+    _check_finite(scale)
+
+    def guided(x: Tensor, level: NoiseLevel) -> Prediction:
+        with torch.enable_grad():
+            here = x.detach().requires_grad_()
+            if through_network:
+                prediction = denoise(here, level)
+                x0 = prediction.x0
+            else:
+                with torch.no_grad():
+                    prediction = denoise(x, level)
+                x0 = (here - level.sigma * prediction.eps) / level.alpha
+            (gradient,) = torch.autograd.grad(log_prob(x0).sum(), here)
+        prediction = Prediction(*(part.detach() for part in prediction))
+        return _push(x, level, prediction, scale, gradient)
+
+    return guided
+
+
+def clamp(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """The predicted x0 cut to [low, high], and the eps that belongs to it."""
+
+    def clamped(x: Tensor, level: NoiseLevel) -> Prediction:
+        return _of_x0(x, level, denoise(x, level).x0.clamp(low, high))
+
+    return clamped
+
+
+def dynamic_threshold(denoise: Denoiser, percentile: float = 0.995) -> Denoiser:
+    """Imagen's thresholding (Saharia et al. 2022, section 2.3), each image by itself.
+
+    s = max(1, that percentile of |x0|); x0 is cut to [-s, s] and divided by s.
+    """
+    if not 0 < percentile <= 1:
+        raise ValueError(f"percentile {percentile} is out of range: expected 0 < percentile <= 1")
+
+    def thresholded(x: Tensor, level: NoiseLevel) -> Prediction:
+        x0 = denoise(x, level).x0
+        s = torch.quantile(x0.abs().flatten(1), percentile, dim=1).clamp(min=1)  # (B,)
+        s = s.reshape(-1, *[1] * (x0.ndim - 1))
+        return _of_x0(x, level, x0.clamp(-s, s) / s)
+
+    return thresholded
+
+
+def _of_x0(x: Tensor, level: NoiseLevel, x0: Tensor) -> Prediction:
+    return Prediction(x0, (x - level.alpha * x0) / level.sigma)
+
+
+def _push(
+    x: Tensor, level: NoiseLevel, prediction: Prediction, scale: float, gradient: Tensor
+) -> Prediction:
+    if scale == 0:  # exactly unguided, bit for bit
+        return prediction
+    eps = prediction.eps - scale * level.sigma * gradient
+    x0 = prediction.x0 + scale * level.sigma**2 / level.alpha * gradient
+    return Prediction(x0, eps)
+
+
+def _check_finite(scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"a guidance scale or weight must be a finite number, got {scale}")
+
+
+def _check_sum(weights: Iterable[float]) -> None:
+    weights = list(weights)
+    for weight in weights:
+        _check_finite(weight)
+    if abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(f"guidance weights must sum to 1, got {weights} with sum {sum(weights):g}")

@@ -1,0 +1,165 @@
+"""How the shipped models were trained, and how to train one on your own pictures.
+
+One function a data set. `minidiff train --data NAME` runs it; its options replace what they name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from minidiff.data import images, shapes
+from minidiff.schedule import NoiseSchedule
+from minidiff.text import TextConfig, TextEncoder
+from minidiff.training import Objective, TrainConfig, TrainingSet
+from minidiff.unet import UNet, UNetConfig
+from minidiff.zoo import ClassLabels, Diffusion, Prompt
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a training run is made of."""
+
+    data: TrainingSet
+    network: UNetConfig
+    train: TrainConfig
+    schedule: NoiseSchedule
+    predicts: str
+    size: int
+    encoder: TextEncoder | ClassLabels | None
+    previews: Sequence[Prompt]  # the prompts of the preview sheet
+    card: dict  # what the data are
+
+    def objective(self) -> Objective:
+        """The network with fresh weights, those of the run's seed, and its loss."""
+        torch.manual_seed(self.train.seed)
+        encoder = self.encoder if isinstance(self.encoder, nn.Module) else None
+        return Objective(
+            UNet(self.network),
+            self.schedule,
+            encoder,
+            predicts=self.predicts,
+            min_snr=self.train.min_snr,
+        )
+
+    def model(self, trained: Objective) -> Diffusion:
+        """The trained network as a model to sample from."""
+        encoder = self.encoder if trained.encoder is None else trained.encoder
+        return Diffusion(
+            trained.network, self.schedule, self.predicts, self.size, encoder, dict(self.card)
+        )
+
+
+SMALL = UNetConfig(  # for 32 px on a CPU: it works on 2x2 pixels at a time
+    channels=64,
+    multipliers=(1, 2, 2),
+    blocks=1,
+    attention=(1,),
+    head_dim=32,
+    patch=2,
+    groups=16,
+    dropout=0.0,
+    scale_shift=True,
+)
+
+
+def captioned_shapes(size: int = 32) -> Recipe:
+    """Text to image on the shapes world, without the held-out pairs of colour and shape."""
+    drawn, captions = shapes.captioned(200_000, Generator().manual_seed(0), size)
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(words=shapes.WORDS, length=20))
+    network = replace(
+        SMALL,
+        channels=48,
+        multipliers=(1, 2, 3),
+        attention=(1, 2),
+        cross_attention=(0, 1, 2),
+        context_dim=encoder.config.width,
+        head_dim=24,
+    )
+    previews = shapes.captions(shapes.random_scenes(16, Generator().manual_seed(1)))
+    null = encoder.tokenize([""])[0]
+    return Recipe(
+        data=TrainingSet(drawn, encoder.tokenize(captions), null),
+        network=network,
+        train=TrainConfig(images=1_000_000, learning_rate=1e-3, flip=False),
+        schedule=NoiseSchedule.cosine(),
+        predicts="v",
+        size=size,
+        encoder=encoder,
+        previews=previews,
+        card={"data": "200,000 scenes of minidiff.data.shapes, drawn by this project"},
+    )
+
+
+def cifar10(size: int = 32) -> Recipe:
+    """Class to image on the 50,000 training images of CIFAR-10."""
+    if size != 32:
+        raise ValueError(f"CIFAR-10 has 32 pixels a side: expected size 32, got {size}")
+    data = images.cifar10()
+    return Recipe(
+        data=_labelled(data.images, data.labels, len(data.classes)),
+        network=replace(SMALL, classes=len(data.classes)),
+        train=TrainConfig(images=1_100_000, learning_rate=8e-4, min_snr=5.0),
+        schedule=NoiseSchedule.cosine(),
+        predicts="v",
+        size=size,
+        encoder=ClassLabels(data.classes),
+        previews=[name for name in data.classes for _ in range(2)],
+        card={"data": "CIFAR-10 training images (Krizhevsky 2009, no licence stated)"},
+    )
+
+
+def butterflies(size: int = 64) -> Recipe:
+    """Butterflies on white, unconditional."""
+    data = images.butterflies(size)
+    return _unlabelled(data.images, size, {"data": f"{len(data)} butterflies on white"})
+
+
+def folder(path: str | Path, size: int = 32) -> Recipe:
+    """Anybody's pictures; sub-folders, if there are several, are classes."""
+    data = images.image_folder(path, size)
+    card = {"data": f"{len(data)} pictures of the folder {Path(path).name}"}
+    if data.labels is None:
+        return _unlabelled(data.images, size, card)
+    recipe = _unlabelled(data.images, size, card)
+    names = data.classes
+    return replace(
+        recipe,
+        data=_labelled(data.images, data.labels, len(names)),
+        network=replace(recipe.network, classes=len(names)),
+        encoder=ClassLabels(names),
+        previews=[names[i % len(names)] for i in range(16)],
+    )
+
+
+def _labelled(pictures: Tensor, labels: Tensor, classes: int) -> TrainingSet:
+    return TrainingSet(pictures, labels, torch.tensor(classes))
+
+
+def _unlabelled(pictures: Tensor, size: int, card: dict) -> Recipe:
+    """An unconditional model: a level more for each doubling above 32 pixels, and narrower."""
+    deeper = max(0, math.ceil(math.log2(size / 32)))
+    network = replace(
+        SMALL,
+        channels=32 if deeper else 48,
+        multipliers=(1, 2, 3, 4, 4, 4)[: 3 + deeper],
+        attention=(1 + deeper, 2 + deeper),
+        head_dim=32 if deeper else 24,
+    )
+    return Recipe(
+        data=TrainingSet(pictures),
+        network=network,
+        train=TrainConfig(images=250_000, learning_rate=8e-4, min_snr=5.0),
+        schedule=NoiseSchedule.cosine(),
+        predicts="v",
+        size=size,
+        encoder=None,
+        previews=[None] * 16,
+        card=card,
+    )

@@ -1,0 +1,90 @@
+"""A small text encoder over words, trained together with the network it serves.
+
+As in GLIDE (Nichol et al. 2021): bidirectional attention, positions where the caption has no word
+get a learned vector of their own, and the empty caption is the null condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minidiff.device import attention
+
+PADDING = 0
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    words: tuple[str, ...]  # the vocabulary; the word i has the id i + 1, 0 is padding
+    length: int = 16  # tokens a caption
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+
+    def __post_init__(self):
+        object.__setattr__(self, "words", tuple(self.words))
+        if len(set(self.words)) != len(self.words):
+            raise ValueError("the vocabulary names a word twice")
+
+
+class TransformerBlock(nn.Module):
+    """Attention over the tokens, then a small network on each; both added to the input."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.expand, self.shrink = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, L, D = x.shape
+        q, k, v = self.qkv(self.norm1(x)).transpose(1, 2).chunk(3, dim=1)  # each (B,D,L)
+        q, k, v = (part.reshape(B, self.heads, -1, L) for part in (q, k, v))
+        x = x + self.out(attention(q, k, v).reshape(B, D, L).transpose(1, 2))
+        return x + self.shrink(F.gelu(self.expand(self.norm2(x))))
+
+
+class TextEncoder(nn.Module):
+    """ids (B, length) -> tokens (B, length, width)."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.ids = {word: i + 1 for i, word in enumerate(config.words)}
+        self.embedding = nn.Embedding(len(config.words) + 1, config.width)
+        self.positions = nn.Parameter(0.02 * torch.randn(config.length, config.width))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config.width, config.heads) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Captions to ids (B, length); "" is the null caption.
+
+        ValueError for a word outside the vocabulary or a caption of too many words.
+        """
+        ids = torch.full((len(captions), self.config.length), PADDING)
+        for row, caption in zip(ids, captions, strict=True):
+            words = caption.lower().split()
+            unknown = [w for w in words if w not in self.ids]
+            if unknown:
+                raise ValueError(
+                    f"unknown word {unknown[0]!r} in {caption!r}; "
+                    f"the words known are {', '.join(self.config.words)}"
+                )
+            if len(words) > len(row):
+                raise ValueError(f"{caption!r} has {len(words)} words: expected {len(row)} at most")
+            row[: len(words)] = torch.tensor([self.ids[w] for w in words], dtype=ids.dtype)
+        return ids
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids) + self.positions  # (B, length, width)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)

@@ -1,0 +1,432 @@
+"""Training: the loop of DDPM's algorithm 1 with what every real run needs.
+
+All randomness of a step is drawn from (seed, step), so a run that is stopped and resumed, split
+over processes or accumulated over smaller batches sees exactly the same numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import functools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from minidiff import checkpoint
+from minidiff.denoiser import denoising_loss, min_snr_weight
+from minidiff.device import autocast
+from minidiff.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    images: int  # how many to see in all
+    batch: int = 64  # over all processes and accumulated parts
+    accumulate: int = 1  # parts that a process splits its share of the batch into
+    learning_rate: float = 6e-4
+    weight_decay: float = 0.01
+    warmup: int = 30_000  # images over which the learning rate rises
+    cooldown: float = 0.3  # last part of the run, over which it falls to 0
+    ema: float = 0.999  # decay of the averaged weights, a step
+    clip: float = 1.0  # largest norm of the gradient
+    min_snr: float | None = None  # gamma of the min-SNR weighting, None for the plain loss
+    drop_condition: float = 0.1  # share of images whose condition becomes the null one
+    flip: bool = True  # mirror half of the images
+    mixed_precision: bool = True  # bfloat16 where the hardware is fast in it
+    seed: int = 0
+    log_every: int = 5_000  # images
+    save_every: int = 50_000
+
+    def __post_init__(self):
+        if self.batch % (self.accumulate * world()):
+            raise ValueError(
+                f"a batch of {self.batch} does not divide into {world()} processes "
+                f"times {self.accumulate} parts"
+            )
+        if not 0 <= self.drop_condition <= 1:
+            raise ValueError(f"drop_condition is {self.drop_condition}: expected a share in 0..1")
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What is learnt from: uint8 images (N,3,H,W), and a condition for each or None.
+
+    `null` is the condition that replaces a dropped one: of a row's shape.
+    """
+
+    images: Tensor
+    conditions: Tensor | None = None
+    null: Tensor | None = None
+
+    def __post_init__(self):
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) == 0:
+            raise ValueError(
+                f"training images must be uint8 (N,3,H,W), got {self.images.dtype} "
+                f"{tuple(self.images.shape)}"
+            )
+        if self.conditions is not None and len(self.conditions) != len(self.images):
+            raise ValueError(f"{len(self.images)} images but {len(self.conditions)} conditions")
+
+    def to(self, device: torch.device) -> TrainingSet:
+        move = [part if part is None else part.to(device) for part in vars(self).values()]
+        return TrainingSet(*move)
+
+
+class Objective(nn.Module):
+    """The denoising loss of a network and, if the condition is text, its encoder."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        encoder: nn.Module | None = None,
+        *,
+        predicts: str = "v",
+        min_snr: float | None = None,
+    ):
+        super().__init__()
+        self.network, self.encoder, self.schedule = network, encoder, schedule
+        self.predicts, self.min_snr = predicts, min_snr
+
+    def forward(self, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+        level = self.schedule.level(t)
+        weight = None
+        if self.min_snr is not None:
+            weight = min_snr_weight(level, predicts=self.predicts, gamma=self.min_snr)
+        if self.encoder is not None:
+            condition = self.encoder(condition)
+        return denoising_loss(
+            self.network, x0, level, noise, condition, predicts=self.predicts, weight=weight
+        )
+
+
+def draw_batch(data: TrainingSet, config: TrainConfig, T: int, step: int) -> tuple:
+    """x0, t, noise and condition of one whole batch, a function of (seed, step) alone."""
+    device = data.images.device
+    generator = Generator(device).manual_seed(config.seed * 2**32 + step)
+    n, B = len(data.images), config.batch
+    at = torch.arange(step * B, (step + 1) * B)  # positions in an endless row of epochs
+    epochs = (at // n).unique().tolist()
+    index = torch.cat([_order(n, config.seed, e)[at[at // n == e] % n] for e in epochs]).to(device)
+    x0 = data.images[index].float() / 127.5 - 1  # (B,3,H,W) in [-1,1]
+    if config.flip:
+        mirrored = torch.rand(B, generator=generator, device=device) < 0.5
+        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
+    t = torch.randint(1, T + 1, (B,), generator=generator, device=device)
+    noise = torch.randn(x0.shape, generator=generator, device=device)
+    condition = None
+    if data.conditions is not None:
+        condition = data.conditions[index]
+        dropped = torch.rand(B, generator=generator, device=device) < config.drop_condition
+        dropped = dropped.reshape(-1, *[1] * (condition.ndim - 1))
+        condition = torch.where(dropped, data.null, condition)
+    return x0, t, noise, condition
+
+
+@functools.lru_cache(maxsize=4)
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order in which epoch number `epoch` visits n images."""
+    return torch.randperm(n, generator=Generator().manual_seed(seed * 2**20 + epoch))
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+class Run:
+    """A training run: weights, their average, the optimizer, and where it stands."""
+
+    def __init__(self, objective: Objective, data: TrainingSet, config: TrainConfig, out: Path):
+        self.device = next(objective.parameters()).device
+        self.objective, self.config, self.out = objective, config, Path(out)
+        self.data = data.to(self.device)
+        self.average = copy.deepcopy(objective).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            objective.parameters(), betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+        )
+        self.step = 0
+        self.seconds = 0.0  # of work, over all the sessions of a run
+        self.parallel = objective  # wrapped by `fit` when there are several processes
+
+    @property
+    def seen(self) -> int:
+        return self.step * self.config.batch
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.config.images / self.config.batch)
+
+    def precision(self) -> AbstractContextManager:
+        return autocast(self.device) if self.config.mixed_precision else nullcontext()
+
+    def learning_rate(self) -> float:
+        c = self.config
+        rise = (self.seen + c.batch) / max(c.warmup, 1)
+        fall = (c.images - self.seen) / max(c.cooldown * c.images, 1)
+        return c.learning_rate * min(1.0, rise, fall)
+
+    def advance(self) -> tuple[Tensor, Tensor]:
+        """One optimizer step; returns the loss and the gradient's norm, still on the device."""
+        c = self.config
+        x0, t, noise, condition = draw_batch(self.data, c, self.objective.schedule.T, self.step)
+        torch.manual_seed(c.seed * 2**32 + self.step * world() + rank())  # for dropout layers
+        parts = world() * c.accumulate
+        mine = range(rank() * c.accumulate, (rank() + 1) * c.accumulate)
+        total = torch.zeros((), device=self.device)
+        for part in mine:
+            s = slice(part * c.batch // parts, (part + 1) * c.batch // parts)
+            last = part == mine[-1]
+            if dist.is_initialized():  # gradients are exchanged once, with the last part
+                self.parallel.require_backward_grad_sync = last
+            with self.precision():
+                loss = self.parallel(
+                    x0[s], t[s], noise[s], None if condition is None else condition[s]
+                )
+            (loss / c.accumulate).backward()
+            total += loss.detach() / c.accumulate
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), c.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        decay = min(c.ema, (1 + self.step) / (10 + self.step))  # short memory at the start
+        torch._foreach_lerp_(
+            list(self.average.parameters()), list(self.objective.parameters()), 1 - decay
+        )
+        if dist.is_initialized():
+            dist.all_reduce(total)
+            total /= world()
+        return total, norm
+
+    def save(self) -> None:
+        """Everything that resuming needs, in one file of plain tensors."""
+        if rank() > 0:
+            return
+        tensors = {f"weights.{n}": p for n, p in self.objective.named_parameters()}
+        tensors |= {f"average.{n}": p for n, p in self.average.named_parameters()}
+        for name, p in self.objective.named_parameters():
+            for key, value in self.optimizer.state[p].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        about = {"kind": "training state", "step": self.step, "seconds": self.seconds}
+        about["config"] = asdict(self.config)
+        checkpoint.save(self.state_file, tensors, about)
+
+    def resume(self) -> None:
+        """Continue where `save` left off (ValueError if the file belongs to another run)."""
+        tensors, about = checkpoint.load(self.state_file, self.device)
+        if about.get("kind") != "training state":
+            raise ValueError(f"{self.state_file} is not the state of a training run")
+        ours, theirs = asdict(self.config), about["config"]
+        for free in ("images", "accumulate", "log_every", "save_every"):
+            theirs[free] = ours[free]
+        if ours != theirs:
+            changed = [k for k in ours if ours[k] != theirs.get(k)]
+            raise ValueError(f"{self.state_file} was trained with another {', '.join(changed)}")
+        named = dict(self.objective.named_parameters())
+        for module, prefix in ((self.objective, "weights."), (self.average, "average.")):
+            part = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            checkpoint.fill(module, part, str(self.state_file))
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, kind, name = key.split(".", 2)
+                self.optimizer.state[named[name]][kind] = value
+        self.step, self.seconds = about["step"], about.get("seconds", 0.0)
+
+    @property
+    def state_file(self) -> Path:
+        return self.out / "state.safetensors"
+
+
+class Estimate(NamedTuple):
+    """What is left of a run will cost this; memory is that of one process."""
+
+    pflops: float
+    minutes: float
+    gigabytes: float
+
+    def __str__(self) -> str:
+        return f"{self.pflops:.3g} PFLOPs, {self.minutes:.0f} minutes, {self.gigabytes:.1f} GB"
+
+
+def estimate(run: Run) -> Estimate:
+    """Count the operations of one image, and time three parts of a batch; changes nothing."""
+    c, objective = run.config, run.objective
+    batch = draw_batch(run.data, c, objective.schedule.T, 0)
+
+    def loss(n: int) -> Tensor:
+        with run.precision():
+            return objective(*(part if part is None else part[:n] for part in batch))
+
+    def activations(n: int) -> int:  # bytes that the backward pass needs
+        kept = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss(n)
+        return sum(kept.values())
+
+    part = c.batch // (world() * c.accumulate)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        loss(1)
+    an_image = activations(2) - activations(1)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        loss(part).backward()
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    run.optimizer.zero_grad()
+    left = c.images - run.seen
+    copies = 5  # weights, gradients, two moments and the average, in 4 bytes each
+    weights = 4 * copies * sum(p.numel() for p in objective.parameters())
+    return Estimate(
+        3 * flops.get_total_flops() * left / 1e15,
+        sorted(times)[1] * left / (part * world()) / 60,
+        (weights + part * an_image) / 1e9,
+    )
+
+
+def fit(
+    run: Run, *, on_save: Callable[[Run], None] | None = None, progress: bool = True
+) -> Objective:
+    """Train until `run.config.images` have been seen; returns the objective with averaged weights.
+
+    `run.out` receives state.safetensors (to resume from) and log.csv. `on_save(run)` is called
+    after each save, for previews. Ctrl-C saves first. FloatingPointError if the loss is not
+    finite; the last good state is then still there.
+    """
+    config = run.config
+    log = Log(run.out / "log.csv", run.seen) if rank() == 0 else None
+    bar = _bar(run, progress)
+    run.objective.train()
+    if dist.is_initialized():
+        run.parallel = nn.parallel.DistributedDataParallel(run.objective)
+    every = {"log": config.log_every, "save": config.save_every}
+    losses, started = [], time.perf_counter()
+    with _finish(bar, log), _whole_steps() as interrupted:
+        while run.step < run.steps:
+            loss, norm = run.advance()
+            losses.append(loss)
+            bar.update(config.batch)
+            crossed = {
+                k for k, n in every.items() if run.seen // n > (run.seen - config.batch) // n
+            }
+            done = run.step == run.steps or interrupted()
+            if not (crossed or done):
+                continue
+            value = torch.stack(losses).mean().item()
+            _refuse_nan(value, run)
+            if "log" in crossed or done:
+                seconds = time.perf_counter() - started
+                run.seconds += seconds
+                speed = len(losses) * config.batch / seconds
+                if log is not None:
+                    log.write(run.seen, value, norm.item(), run.learning_rate(), speed)
+                bar.set_postfix(loss=f"{value:.4f}", images_s=f"{speed:.0f}")
+                losses, started = [], time.perf_counter()
+            if "save" in crossed or done:
+                run.save()
+                if on_save is not None and rank() == 0:
+                    on_save(run)
+            if interrupted():
+                raise KeyboardInterrupt(f"stopped after {run.seen} images; all is saved")
+    return run.average
+
+
+@contextmanager
+def _finish(bar, log: Log | None) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        bar.close()
+        if log is not None:
+            log.close()
+
+
+@contextmanager
+def _whole_steps() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C waits for the end of a step; the function yielded tells whether it was pressed."""
+    pressed = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _refuse_nan(loss: float, run: Run) -> None:
+    if not math.isfinite(loss):
+        good = run.state_file if run.state_file.is_file() else "none yet"
+        raise FloatingPointError(
+            f"the loss became {loss} by step {run.step} ({run.seen} images); "
+            f"the last good state is {good}: resume it with a smaller learning rate"
+        )
+
+
+def _bar(run: Run, progress: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        total=run.config.images,
+        initial=run.seen,
+        unit="img",
+        unit_scale=True,
+        desc="training",
+        disable=not progress or rank() > 0,
+    )
+
+
+def last_row(run: Run) -> dict[str, str]:
+    """The latest line of the run's log."""
+    with open(run.out / "log.csv", newline="") as f:
+        return list(csv.DictReader(f))[-1]
+
+
+class Log:
+    """A CSV of the run. Rows after `seen` images, left by a run that was killed, are dropped."""
+
+    columns = ("images", "loss", "gradient_norm", "learning_rate", "images_per_second")
+
+    def __init__(self, path: Path, seen: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = []
+        if seen and path.is_file():
+            with open(path, newline="") as f:
+                rows = [r for r in csv.DictReader(f) if int(r["images"]) <= seen]
+        self.file = open(path, "w", newline="")
+        self.writer = csv.DictWriter(self.file, self.columns)
+        self.writer.writeheader()
+        self.writer.writerows(rows)
+        self.file.flush()
+
+    def write(self, seen: int, loss: float, norm: float, rate: float, speed: float) -> None:
+        values = (seen, f"{loss:.6f}", f"{norm:.4f}", f"{rate:.3e}", f"{speed:.1f}")
+        self.writer.writerow(dict(zip(self.columns, values, strict=True)))
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()

@@ -1,0 +1,240 @@
+"""Schedules, paths, and the forward process."""
+
+import math
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from exact import SCHEDULE
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minidiff.schedule import NoiseLevel, NoiseSchedule, add_noise, jumps, renoise
+
+COSINE = NoiseSchedule.cosine()
+
+
+def times(path):
+    return [level.t for level in path]
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_linear_is_the_table_of_ddpm():
+    betas = np.linspace(1e-4, 0.02, 1000)
+    assert SCHEDULE.T == 1000 and SCHEDULE.alpha_bar.dtype == torch.float64
+    assert SCHEDULE.alpha_bar[0] == 1
+    np.testing.assert_allclose(SCHEDULE.alpha_bar[1:], np.cumprod(1 - betas), rtol=1e-12)
+    assert SCHEDULE.alpha_bar[-1].item() == pytest.approx(4.0358e-5, rel=1e-4)
+
+
+def test_cosine_follows_its_formula_until_the_cap():
+    t = np.arange(1001) / 1000
+    f = np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    np.testing.assert_allclose(COSINE.alpha_bar[:999], (f / f[0])[:999], rtol=1e-9)
+    assert 1 - COSINE.alpha_bar[1000] / COSINE.alpha_bar[999] == pytest.approx(0.999)
+
+
+def test_from_betas_multiplies():
+    schedule = NoiseSchedule.from_betas([0.1, 0.5])
+    torch.testing.assert_close(schedule.alpha_bar, torch.tensor([1, 0.9, 0.45]).double())
+
+
+@pytest.mark.parametrize("betas", [[], [0.1, 1.0], [0.0, 0.1], [0.1, -0.1], [[0.1]], [math.nan]])
+def test_bad_betas_are_refused(betas):
+    with pytest.raises(ValueError, match="numbers strictly between 0 and 1"):
+        NoiseSchedule.from_betas(betas)
+
+
+@pytest.mark.parametrize("table", [[1.0], [0.9, 0.5], [1, 0.5, 0.6], [1, 0.5, 0.0], [1, math.nan]])
+def test_a_table_that_does_not_fall_from_one_is_refused(table):
+    with pytest.raises(ValueError, match="must fall strictly from 1"):
+        NoiseSchedule(torch.tensor(table))
+
+
+# --- levels ---------------------------------------------------------------------------------------
+
+
+def test_levels_are_numbers_when_sampling_and_broadcast_when_training():
+    level = SCHEDULE.level(250)
+    assert level.t == 250 and isinstance(level.t, int) and isinstance(level.alpha, float)
+    assert level.alpha**2 == pytest.approx(SCHEDULE.alpha_bar[250].item(), abs=1e-15)
+    assert level.alpha**2 + level.sigma**2 == pytest.approx(1, abs=1e-15)
+    assert SCHEDULE.level(0) == (0, 1, 0)
+
+    many = SCHEDULE.level(torch.tensor([250, 0, 1000]))
+    assert all(part.shape == (3, 1, 1, 1) for part in many)
+    assert many.alpha.dtype == torch.float32
+    for i, t in enumerate([250, 0, 1000]):
+        assert [part[i].item() for part in many] == pytest.approx(SCHEDULE.level(t), rel=1e-6)
+
+
+def test_between_integers_the_log_snr_is_interpolated():
+    def log_snr(t):
+        return math.log(SCHEDULE.level(t).alpha / SCHEDULE.level(t).sigma)
+
+    assert log_snr(400.25) == pytest.approx(0.75 * log_snr(400) + 0.25 * log_snr(401), abs=1e-12)
+    sigmas = [SCHEDULE.level(t).sigma for t in (0, 0.01, 0.5, 0.99, 1)]
+    assert sigmas == sorted(sigmas) and sigmas[-1] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("t", [-1, 1001, 1000.5, math.nan, torch.tensor([5, 1001])])
+def test_levels_off_the_schedule_are_refused(t):
+    with pytest.raises(ValueError, match="expected 0 <= t <= 1000|levels must lie in 0..1000"):
+        SCHEDULE.level(t)
+
+
+@pytest.mark.parametrize("t", [torch.tensor([0.5]), torch.tensor([[5]])])
+def test_training_levels_are_a_list_of_integers(t):
+    with pytest.raises(ValueError, match=r"expected a \(B,\) integer tensor"):
+        SCHEDULE.level(t)
+
+
+# --- paths ----------------------------------------------------------------------------------------
+
+
+def test_known_lists():
+    for spacing, expected in {
+        "trailing": [1000, 900, 800, 700, 600, 500, 400, 300, 200, 100, 0],
+        "leading": [901, 801, 701, 601, 501, 401, 301, 201, 101, 1, 0],
+        "linspace": [1000, 889, 778, 667, 556, 445, 334, 223, 112, 1, 0],
+    }.items():
+        assert times(SCHEDULE.path(10, spacing)) == expected
+    assert times(SCHEDULE.path(3)) == [1000, 667, 333, 0]
+    assert times(SCHEDULE.path(3, "leading")) == [667, 334, 1, 0]
+    assert times(SCHEDULE.path(1)) == [1000, 0]
+
+
+@given(st.integers(1, 1000))
+def test_spacings_follow_their_formulas(S):
+    up = range(S)
+    expected = {  # network indices, from 0; exact fractions, halves to the even neighbour
+        "trailing": [round(Fraction(1000 * (i + 1), S)) - 1 for i in up],
+        "leading": [i * (1000 // S) for i in up],
+        "linspace": [round(Fraction(999 * i, max(S - 1, 1))) for i in up],
+    }
+    for spacing, indices in expected.items():
+        ts = times(SCHEDULE.path(S, spacing))
+        assert ts == [*(index + 1 for index in reversed(indices)), 0]
+        assert all(isinstance(t, int) for t in ts)
+        assert all(here > there for here, there in pairwise(ts))
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, COSINE], ids=["linear", "cosine"])
+def test_log_snr_is_evenly_spaced_from_the_noisiest_level_to_t_1(schedule):
+    path = schedule.path(20, "log_snr")
+    log_snr = [math.log(level.alpha / level.sigma) for level in path[:-1]]
+    np.testing.assert_allclose(np.diff(log_snr), np.diff(log_snr)[0], rtol=1e-6)
+    assert path[0].t == pytest.approx(schedule.T) and path[-2].t == pytest.approx(1)
+    assert path[-1] == (0, 1, 0)
+    # Control: even steps of t are far from even here.
+    even_t = [math.log(level.alpha / level.sigma) for level in schedule.path(20)[:-1]]
+    assert np.ptp(np.diff(even_t)) > 0.2
+
+
+def test_a_list_is_taken_as_it_is():
+    assert SCHEDULE.path([10, 20.5, 3]) == [SCHEDULE.level(t) for t in (10, 20.5, 3)]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_too_many_or_too_few_steps_are_refused(steps):
+    with pytest.raises(ValueError, match=f"{steps} steps .* expected 1..1000"):
+        SCHEDULE.path(steps)
+
+
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(ValueError, match="'even': expected trailing, leading, linspace or log_snr"):
+        SCHEDULE.path(10, "even")
+
+
+# --- jumps ----------------------------------------------------------------------------------------
+
+
+def repaints_list(steps, length, times):
+    """RePaint's list put together from its description instead of walked with counters.
+
+    Go down one by one; at each multiple of `length` below `steps - length` (levels from 0), go
+    `length` up and down again, `times - 1` times. -1 is the clean image.
+    """
+    visited = []
+    for level in range(steps - 1, -1, -1):
+        visited.append(level)
+        if level % length == 0 and level < steps - length:
+            up = list(range(level + 1, level + length + 1))
+            visited += (up + [*reversed(up[:-1]), level]) * (times - 1)
+    return [*visited, -1]
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 4))
+def test_jumps_are_those_of_repaint(steps, length, times):
+    ours = jumps(steps, length, times)
+    assert ours == [steps, *(level + 1 for level in repaints_list(steps, length, times)[1:])]
+    assert all(abs(here - there) == 1 for here, there in pairwise(ours))
+    assert ours.count(0) == 1 and max(ours) == steps
+
+
+def test_the_published_setting_makes_2410_calls():
+    for setting, calls, climbs in [((250, 10, 10), 2410, 2160), ((50, 1, 10), 491, 441)]:
+        levels = jumps(*setting)
+        assert levels == [setting[0], *(level + 1 for level in repaints_list(*setting)[1:])]
+        assert sum(there < here for here, there in pairwise(levels)) == calls
+        assert sum(there > here for here, there in pairwise(levels)) == climbs
+    assert jumps(5, 2, 1) == [5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("setting", [(0, 1, 1), (10, 0, 1), (10, 1, 0)])
+def test_bad_jumps_are_refused(setting):
+    with pytest.raises(ValueError, match="expected numbers from 1 up"):
+        jumps(*setting)
+
+
+# --- the forward process --------------------------------------------------------------------------
+
+
+def test_add_noise_has_the_stated_mean_and_deviation():
+    level = SCHEDULE.level(torch.tensor([300, 700]))
+    x0, z = torch.full((2, 3, 4, 4), 0.5), torch.randn(2, 3, 4, 4)
+    x = add_noise(x0, level, z)
+    for i, t in enumerate([300, 700]):
+        a = SCHEDULE.alpha_bar[t].item()
+        torch.testing.assert_close(x[i], a**0.5 * x0[i] + (1 - a) ** 0.5 * z[i])
+
+
+def without_the_root(x, here, there, noise):
+    """The misprint of RePaint's algorithm 1: the variance where its root belongs."""
+    ratio = there.alpha / here.alpha
+    return ratio * x + (there.sigma**2 - (ratio * here.sigma) ** 2) * noise
+
+
+def law_after(climb, here, there):
+    """Mean and deviation of x_there given x0 = 1, when x_here is climbed from: (m, s)."""
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    mean = climb(add_noise(one, here, zero), here, there, zero)
+    old = climb(add_noise(zero, here, one), here, there, zero)
+    new = climb(add_noise(zero, here, zero), here, there, one)
+    return mean.item(), math.hypot(old.item(), new.item())
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (0, 600), (1, 2), (100, 110), (300, 600)])
+def test_renoising_composes_into_the_forward_process(pair):
+    """q(t | s) after q(s | 0) is q(t | 0)."""
+    here, there = map(SCHEDULE.level, pair)
+    assert law_after(renoise, here, there) == pytest.approx(there[1:], abs=1e-12)
+    mutant = law_after(without_the_root, here, there)
+    assert mutant[1] < 0.99 * there.sigma
+
+
+def test_renoise_takes_training_levels_and_refuses_to_go_down():
+    here, there = SCHEDULE.level(torch.tensor([100])), SCHEDULE.level(torch.tensor([200]))
+    x = torch.randn(1, 3, 4, 4)
+    numbers = renoise(x, SCHEDULE.level(100), SCHEDULE.level(200), x)
+    torch.testing.assert_close(renoise(x, here, there, x), numbers)
+    with pytest.raises(ValueError, match="t = 100 must be noisier than t = 200"):
+        renoise(x, SCHEDULE.level(200), SCHEDULE.level(100), x)
+
+
+def test_a_level_is_a_plain_tuple():
+    assert SCHEDULE.level(1) == NoiseLevel(1, math.sqrt(0.9999), pytest.approx(0.01))

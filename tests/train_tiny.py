@@ -1,0 +1,26 @@
+"""A tiny training run in a process of its own, for tests that kill or multiply it."""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from test_training import TINY, tiny_run
+
+from minidiff.training import fit
+
+if __name__ == "__main__":
+    out, options = Path(sys.argv[1]), sys.argv[2:]
+    torch.set_num_threads(1)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+    network = replace(TINY, dropout=0.0) if "--no-dropout" in options else TINY
+    run = tiny_run(out, network, **({"save_every": 32} if "--slow" in options else {}))
+    if "--slow" in options:  # slow enough to be caught in the middle
+        advance = run.advance
+        run.advance = lambda: (time.sleep(0.1), advance())[1]
+    fit(run, progress=False)
+    if dist.is_initialized():
+        dist.destroy_process_group()
