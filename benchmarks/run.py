@@ -4,8 +4,8 @@ Three workers hold the same weights, each in a process of its own with two threa
 (A B C A B C ...), so that a machine that slows down slows all of them:
 
 - diffusers: UNet2DModel and DDIMPipeline as their documentation uses them, eager float32;
-- plain: minidiff's network in eager float32, nothing else changed;
-- minidiff: minidiff as it comes, with the choices of `minidiff.device` (bfloat16 autocast where the
+- plain: minidiff's network and sampler in eager float32 with the same allocator, torch's own;
+- minidiff: minidiff as it comes, `zoo` with the choices of `minidiff.device` (bfloat16 where the
   processor has it, attention written out on CPUs, memory kept between steps).
 
 A ratio is diffusers' median time over ours, above 1 where minidiff is faster, with a 95% bootstrap
@@ -15,22 +15,25 @@ interval over the rounds. The full run (about half an hour) also writes benchmar
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from minidiff import device, diffusers_format
+from minidiff import device, diffusers_format, zoo
 from minidiff.denoiser import as_denoiser
 from minidiff.samplers import ddim_step, sample
 from minidiff.schedule import NoiseSchedule
@@ -38,9 +41,8 @@ from minidiff.unet import UNet, UNetConfig
 
 THREADS = 2
 SIZE = 32  # pixels
-CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent / "RESULTS.md"
-WORKERS = ("diffusers", "plain", "minidiff")
+STEPS = 50
 NETWORKS = {
     "small": UNetConfig(channels=64, multipliers=(1, 1, 2), blocks=1, attention=(2,), dropout=0.0),
     "ddpm": UNetConfig(dropout=0.0),
@@ -50,19 +52,29 @@ IMPORTS = {
     "minidiff": "import minidiff, minidiff.unet, minidiff.samplers, minidiff.guidance",
     "diffusers": "from diffusers import DDIMPipeline, UNet2DModel",
 }
-# what is timed, network, batch, rounds; and the ratios that we want
-NETWORK_CASES = [
-    ("forward", "small", 16, 21),
-    ("forward", "small", 64, 11),
-    ("training step", "small", 64, 9),
-    ("DDIM-50", "small", 16, 5),
-    ("DDIM-50", "small", 1, 7),
-    ("forward", "ddpm", 16, 9),
-    ("training step", "ddpm", 16, 7),
+
+
+class Case(NamedTuple):
+    """A task, how often it is timed, and the ratios wanted of plain and of minidiff."""
+
+    task: str
+    network: str
+    batch: int
+    rounds: int
+    plain: float | None
+    ours: float | None
+
+
+CASES = [
+    Case("forward", "small", 16, 21, 0.97, 1.6),
+    Case("forward", "small", 64, 11, 0.97, 1.8),
+    Case("training_step", "small", 64, 9, 0.97, 1.7),
+    Case("ddim", "small", 16, 7, None, 2.0),
+    Case("ddim", "small", 1, 7, None, None),
+    Case("forward", "ddpm", 16, 9, 0.97, 1.6),
+    Case("training_step", "ddpm", 16, 7, 0.97, 1.7),
 ]
-PLAIN_TARGET = {"forward": 0.97, "training step": 0.97}
-TARGETS = {("forward", 16): 1.6, ("forward", 64): 1.8, "training step": 1.7, ("DDIM-50", 16): 2.0}
-OVERHEAD_TARGETS = {16: 0.4, 1: 1.0}  # per cent
+OVERHEAD_WANTED = {16: 0.4, 1: 1.0}  # batch: per cent of a step
 
 
 class Theirs:
@@ -73,144 +85,122 @@ class Theirs:
         from diffusers.utils import logging
 
         logging.set_verbosity_error()
-        self.network = UNet2DModel.from_pretrained(folder).eval()
-        scheduler = DDIMScheduler.from_pretrained(folder)
-        self.pipeline = DDIMPipeline(self.network, scheduler)
+        self.network = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).eval()
+        self.pipeline = DDIMPipeline(self.network, DDIMScheduler.from_pretrained(folder))
         self.pipeline.set_progress_bar_config(disable=True)
+        self.autocast = contextlib.nullcontext
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.network(x, t).sample
 
-    def sampling(self, batch: int, steps: int) -> None:
-        self.pipeline(batch_size=batch, num_inference_steps=steps, output_type="pt")
-
-    def autocast(self):
-        return torch.autocast("cpu", enabled=False)
+    def sampling(self, batch: int) -> None:
+        self.pipeline(batch_size=batch, num_inference_steps=STEPS, output_type="pt")
 
 
 class Plain:
-    """The tasks on minidiff's network in float32."""
+    """The tasks on minidiff's network and sampler in float32."""
 
     def __init__(self, folder: Path):
         self.network, self.schedule, self.predicts = diffusers_format.read(folder)
+        self.autocast = contextlib.nullcontext
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.network(x, t)
 
-    def sampling(self, batch: int, steps: int) -> None:
+    def sampling(self, batch: int) -> None:
         noise = torch.randn(batch, 3, SIZE, SIZE)
-        with self.autocast():
-            denoise = as_denoiser(self.network, predicts=self.predicts)
-            sample(ddim_step, denoise, noise, self.schedule.path(steps))
-
-    def autocast(self):
-        return torch.autocast("cpu", enabled=False)
+        denoise = as_denoiser(self.network, predicts=self.predicts)
+        sample(ddim_step, denoise, noise, self.schedule.path(STEPS))
 
 
-class Minidiff(Plain):
+class Minidiff:
     """The tasks on minidiff as it comes."""
 
     def __init__(self, folder: Path):
         device.keep_memory()
-        super().__init__(folder)
-        device.place(self.network, CPU)
+        self.model = zoo.from_diffusers(folder, "cpu")
+        self.network = self.model.network
+        self.autocast = partial(device.autocast, torch.device("cpu"))
 
-    def autocast(self):
-        return device.autocast(CPU)
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x, t)
 
-
-class Timed(torch.nn.Module):
-    """A network that notes when it is entered and left."""
-
-    def __init__(self, network: torch.nn.Module):
-        super().__init__()
-        self.network, self.entered, self.left = network, [], []
-
-    def __getattr__(self, name: str):  # diffusers' pipelines ask their network for its sizes
-        return (
-            getattr(super().__getattr__("network"), name)
-            if name in ("config", "dtype")
-            else (super().__getattr__(name))
-        )
-
-    def forward(self, *args, **kwargs):
-        self.entered.append(time.perf_counter())
-        out = self.network(*args, **kwargs)
-        self.left.append(time.perf_counter())
-        return out
+    def sampling(self, batch: int) -> None:
+        self.model.sample(n=batch, steps=STEPS)
 
 
-def tasks(side, folder: Path) -> dict[str, Callable]:
-    """What a worker can be asked to do, by name."""
-    subject = side(folder)
-    training = side(folder)
-    training.network.train()
-    optimizer = torch.optim.AdamW(training.network.parameters(), lr=1e-4)
+class Bench:
+    """What a worker can be asked for: seconds of a task, unless it says otherwise."""
 
-    def fixed(batch: int):
-        generator = torch.Generator().manual_seed(batch)
-        x = torch.randn(batch, 3, SIZE, SIZE, generator=generator)
-        return x, torch.randint(1000, (batch,), generator=generator)
+    def __init__(self, side: type, folder: Path):
+        self.subject, self.learner = side(folder), side(folder)
+        self.learner.network.train().requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(self.learner.network.parameters(), lr=1e-4, fused=True)
 
-    @torch.no_grad()
-    def output(batch: int) -> np.ndarray:
-        return subject.forward(*fixed(batch)).numpy()
+    def output(self, batch: int) -> np.ndarray:
+        """The network's output itself."""
+        with torch.no_grad():
+            return self.subject.forward(*fixed_input(batch)).numpy()
 
-    @torch.no_grad()
-    def forward(batch: int) -> float:
-        x, t = fixed(batch)
+    def forward(self, batch: int) -> float:
+        x, t = fixed_input(batch)
         start = time.perf_counter()
-        with subject.autocast():
-            subject.forward(x, t)
+        with torch.no_grad(), self.subject.autocast():
+            self.subject.forward(x, t)
         return time.perf_counter() - start
 
-    def training_step(batch: int) -> float:
-        x, t = fixed(batch)
+    def training_step(self, batch: int) -> float:
+        x, t = fixed_input(batch)
         noise = torch.randn_like(x)
         start = time.perf_counter()
-        with training.autocast():
-            loss = F.mse_loss(training.forward(x, t).float(), noise)
+        with self.learner.autocast():
+            loss = F.mse_loss(self.learner.forward(x, t).float(), noise)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return time.perf_counter() - start
 
-    def sampling(batch: int, steps: int = 50) -> float:
+    def ddim(self, batch: int) -> float:
         start = time.perf_counter()
-        subject.sampling(batch, steps)
+        self.subject.sampling(batch)
         return time.perf_counter() - start
 
-    def outside(batch: int) -> float:
-        """The share of a DDIM step spent outside the network, in per cent, from medians."""
-        network = subject.network
-        subject.network = timed = Timed(network)
-        if isinstance(subject, Theirs):
-            subject.pipeline.unet = timed
-        subject.sampling(batch, 50)
-        subject.network = network
-        if isinstance(subject, Theirs):
-            subject.pipeline.unet = network
-        inside = median(b - a for a, b in zip(timed.entered, timed.left, strict=True))
-        between = median(b - a for a, b in zip(timed.left, timed.entered[1:], strict=False))
+    def outside(self, batch: int) -> float:
+        """Per cent of a DDIM step that is spent outside the network (medians over the steps)."""
+        network, entered, left = self.subject.network, [], []
+        forward = network.forward
+
+        def timed(*args, **kwargs):
+            entered.append(time.perf_counter())
+            out = forward(*args, **kwargs)
+            left.append(time.perf_counter())
+            return out
+
+        network.forward = timed
+        self.subject.sampling(batch)
+        network.forward = forward
+        inside = median(b - a for a, b in zip(entered, left, strict=True))
+        between = median(b - a for a, b in zip(left[:-1], entered[1:], strict=True))
         return 100 * between / (inside + between)
 
-    return {
-        "output": output,
-        "forward": forward,
-        "training step": training_step,
-        "DDIM-50": sampling,
-        "outside": outside,
-    }
+
+def fixed_input(batch: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(batch)
+    x = torch.randn(batch, 3, SIZE, SIZE, generator=generator)
+    return x, torch.randint(1000, (batch,), generator=generator)
 
 
-def work(name: str, folder: Path, pipe) -> None:
-    """A worker's life: do what the pipe asks for until it is closed."""
+def work(side: type, folder: Path, pipe) -> None:
+    """A worker's life: do what the pipe asks for until it says None."""
     torch.set_num_threads(THREADS)
-    sides = {"diffusers": Theirs, "plain": Plain, "minidiff": Minidiff}
-    able = tasks(sides[name], folder)
+    torch.manual_seed(0)
+    bench = Bench(side, folder)
     while (order := pipe.recv()) is not None:
         task, batch = order
-        pipe.send(able[task](batch))
+        pipe.send(getattr(bench, task)(batch))
+
+
+WORKERS = {"diffusers": Theirs, "plain": Plain, "minidiff": Minidiff}
 
 
 class Workers:
@@ -227,9 +217,10 @@ class Workers:
         diffusers_format.write(network, schedule, "eps", self.folder.name, size=SIZE)
         context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = {}, []
-        for name in WORKERS:
+        for name, side in WORKERS.items():
             self.pipes[name], far = context.Pipe()
-            process = context.Process(target=work, args=(name, Path(self.folder.name), far))
+            arguments = (side, Path(self.folder.name), far)
+            process = context.Process(target=work, args=arguments, daemon=True)
             process.start()
             self.processes.append(process)
 
@@ -284,84 +275,59 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def described(value: tuple[float, float, float], target: float | None) -> list[str]:
+def described(value: tuple[float, float, float], wanted: float | None) -> list[str]:
     r, low, high = value
-    return [f"{r:.2f} ({low:.2f}-{high:.2f})", f">= {target}" if target else ""]
+    return [f"{r:.2f} ({low:.2f}-{high:.2f})", f">= {wanted}" if wanted else ""]
 
 
 def report(quick: bool) -> str:
+    """Everything measured, as Markdown."""
     speed, overhead, equal = [], [], []
-    for name, config in NETWORKS.items():
-        if quick and name != "small":
-            continue
-        workers = Workers(config)
-        out = {worker: workers.ask(worker, "output", 4) for worker in WORKERS}
-        apart = np.abs(out["plain"] - out["diffusers"]).max() / out["diffusers"].std()
-        equal.append(f"{name} {apart:.1e}")
-        for task, of, batch, rounds in NETWORK_CASES:
-            if of != name:
-                continue
-            seconds = workers.rounds(task, batch, 3 if quick else rounds)
-            plain = ratio(seconds["diffusers"], seconds["plain"])
-            ours = ratio(seconds["diffusers"], seconds["minidiff"])
-            target = TARGETS.get(task, TARGETS.get((task, batch)))
-            speed.append(
-                [
-                    f"{task}, {name}, batch {batch}",
-                    *[f"{1000 * median(seconds[worker]):.1f}" for worker in WORKERS],
-                    *described(plain, PLAIN_TARGET.get(task)),
-                    *described(ours, target),
-                ]
-            )
-            print(" ".join(speed[-1]), flush=True)
-        if name == "small":
-            for batch, target in OVERHEAD_TARGETS.items():
-                shares = workers.rounds("outside", batch, 1 if quick else 3)
-                overhead.append(
-                    [
-                        f"batch {batch}",
-                        *[f"{median(shares[worker]):.2f}" for worker in WORKERS],
-                        f"<= {target}",
-                    ]
-                )
+    for name in ("small",) if quick else NETWORKS:
+        workers = Workers(NETWORKS[name])
+        theirs, plain = workers.ask("diffusers", "output", 4), workers.ask("plain", "output", 4)
+        equal.append(f"{np.abs(plain - theirs).max() / theirs.std():.1e} ({name})")
+        for case in (case for case in CASES if case.network == name):
+            seconds = workers.rounds(case.task, case.batch, 3 if quick else case.rounds)
+            row = [f"{case.task}, {name}, batch {case.batch}"]
+            row += [f"{1000 * median(seconds[worker]):.1f}" for worker in WORKERS]
+            row += described(ratio(seconds["diffusers"], seconds["plain"]), case.plain)
+            row += described(ratio(seconds["diffusers"], seconds["minidiff"]), case.ours)
+            speed.append(row)
+            print(" ".join(row), flush=True)
+        for batch, wanted in OVERHEAD_WANTED.items() if name == "small" else ():
+            shares = workers.rounds("outside", batch, 1 if quick else 5)
+            row = [f"batch {batch}", *(f"{median(shares[worker]):.2f}" for worker in WORKERS)]
+            overhead.append([*row, f"<= {wanted}"])
         workers.close()
 
     imports = time_imports(3 if quick else 7)
-    baseline = median(imports["torch"])
-    bf16 = "with" if device.has_fast_bfloat16(CPU) else "without"
+    alone = median(imports["torch"])
+    cold = [
+        [f"`{IMPORTS[name]}`", f"{median(seconds):.2f}", f"{median(seconds) / alone:.2f}"]
+        for name, seconds in imports.items()
+    ]
+    bf16 = "with" if device.has_fast_bfloat16(torch.device("cpu")) else "without"
+    ratios = ["diffusers/plain", "wanted", "diffusers/minidiff", "wanted"]
     return f"""\
-Written by `python -m benchmarks.run`, whose first lines say what is compared and how.
+Written by `python -m benchmarks.run`; the first lines of that file say what is compared and how.
 
 Python {platform.python_version()}, torch {torch.__version__}, diffusers {version("diffusers")}; \
 {platform.machine()} processor, {torch.backends.cpu.get_cpu_capability()}, {bf16} bfloat16 \
-instructions, {THREADS} threads. Outputs of plain and diffusers on the same weights differ by \
-{", ".join(equal)} of their standard deviation.
+instructions, {THREADS} threads. With the same weights, the outputs of plain and diffusers differ \
+by at most {", ".join(equal)} of their standard deviation.
 
-Milliseconds (medians), and diffusers' time over ours:
+Milliseconds (medians), and diffusers' time over ours (95% interval):
 
-{
-        table(
-            [*["", "diffusers", "plain", "minidiff"]]
-            + ["diffusers/plain", "wanted", "diffusers/minidiff", "wanted"],
-            speed,
-        )
-    }
+{table(["", *WORKERS, *ratios], speed)}
 
 Time of a DDIM step outside the network, per cent, small network:
 
-{table(["", "diffusers", "plain", "minidiff", "wanted of minidiff"], overhead)}
+{table(["", *WORKERS, "wanted"], overhead)}
 
-Importing, in a fresh process:
+Seconds of a fresh process that only imports:
 
-{
-        table(
-            ["", "seconds", "over torch alone"],
-            [
-                [f"`{IMPORTS[name]}`", f"{median(s):.2f}", f"{median(s) / baseline:.2f}"]
-                for name, s in imports.items()
-            ],
-        )
-    }
+{table(["", "seconds", "over torch alone"], cold)}
 """
 
 

@@ -1,8 +1,8 @@
 """minidiff: image diffusion from scratch, small enough to read and fast enough to use.
 
 Four nouns: a `NoiseLevel` on a `NoiseSchedule`, the `Prediction` (x0, eps) of a denoiser, and a
-path, a plain list of levels. Three verbs: wrap a denoiser (`minidiff.guidance`), step between two levels
-(`minidiff.samplers`), edit x at a level. `load(name)` gives a trained model.
+path, a plain list of levels. Three verbs: wrap a denoiser (`minidiff.guidance`), step between two
+levels (`minidiff.samplers`), edit x at a level. `load(name)` gives a trained model.
 """
 
 from minidiff.denoiser import Denoiser, Prediction, as_denoiser, denoising_loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -33,7 +34,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) ->
     except (OSError, SafetensorError) as error:
         raise OSError(f"could not save {path}: {error}; an earlier file there is intact") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict]:

@@ -164,6 +164,37 @@ def demo(out) -> None:
     click.echo(f"{time.perf_counter() - start:.0f} s: {out}")
 
 
+@main.command()
+@click.argument("model")
+@click.option("--name", help="Which report: shapes, cifar10 or butterflies.  [default: MODEL]")
+@click.option("--number", type=int, help="Images of each kind.  [default: the report's]")
+@click.option(
+    "--card", type=click.Path(dir_okay=False), help="Write the model's card here, and its sheet."
+)
+def evaluate(model, name, number, card) -> None:
+    """Measure a trained model: the figures of its card. Under torchrun the work is shared out."""
+    from minidiff import cards, evaluation, training, zoo
+
+    _join_processes()
+    reports = {
+        "shapes": evaluation.report_shapes,
+        "cifar10": evaluation.report_cifar10,
+        "butterflies": evaluation.report_butterflies,
+    }
+    name = name or Path(model).stem
+    if name not in reports:
+        raise ValueError(f"there is no report {name!r}: expected one of {', '.join(reports)}")
+    trained = zoo.load(model)
+    figures = reports[name](trained, **({} if number is None else {"n": number}))
+    if training.rank() > 0:
+        return
+    for figure in figures:
+        click.echo(cards.line(figure))
+    if card:
+        cards.write(card, name, trained, figures)
+        click.echo(f"card: {card}")
+
+
 class _Saver:
     """After each save of a run: the model to sample from, a preview sheet, TensorBoard."""
 

@@ -1,7 +1,7 @@
 """The one place where hardware matters: which device, which precision, which attention.
 
 The choices were measured (see benchmarks/). On CPUs with bfloat16 instructions, autocast in the
-plain NCHW layout with attention written out is fastest; on GPUs channels_last and fused kernels are.
+plain NCHW layout with attention written out is fastest; on GPUs channels_last and fused kernels.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def read(folder: str | Path) -> tuple[UNet, NoiseSchedule, str]:
     ValueError for a damaged file and for an option that our UNet does not cover, naming it.
     """
     folder = Path(folder)
-    home = folder / "unet" if (folder / "unet" / CONFIG).is_file() else folder
+    home = _home(folder)
     network = UNet(config_from(_read_json(home / CONFIG)))
     if not (home / WEIGHTS).is_file():
         raise FileNotFoundError(f"there is no {WEIGHTS} in {home}: no other format is read")
@@ -108,9 +108,8 @@ def read(folder: str | Path) -> tuple[UNet, NoiseSchedule, str]:
 
 def image_size(folder: str | Path) -> int:
     """The side in pixels of the images a published network was trained on; 32 if it is not said."""
-    folder = Path(folder)
-    home = folder / "unet" if (folder / "unet" / CONFIG).is_file() else folder
-    return _read_json(home / CONFIG).get("sample_size") or 32
+    size = _read_json(_home(Path(folder)) / CONFIG).get("sample_size") or 32
+    return int(max(size) if isinstance(size, list) else size)
 
 
 def write(
@@ -281,6 +280,10 @@ def tensors_to(network: UNet) -> dict[str, Tensor]:
             ours = ours[:, :, 0, 0]
         tensors |= zip(names, ours.chunk(len(names)), strict=True)
     return tensors
+
+
+def _home(folder: Path) -> Path:
+    return folder / "unet" if (folder / "unet" / CONFIG).is_file() else folder
 
 
 def _present_name(name: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from minidiff.data import images, shapes
+from minidiff.evaluation import split
 from minidiff.schedule import NoiseSchedule
 from minidiff.text import TextConfig, TextEncoder
 from minidiff.training import Objective, TrainConfig, TrainingSet
@@ -93,7 +94,12 @@ def captioned_shapes(size: int = 32) -> Recipe:
         size=size,
         encoder=encoder,
         previews=previews,
-        card={"data": "200,000 scenes of minidiff.data.shapes, drawn by this project"},
+        card={
+            "description": "Draws captioned shapes: one thing, or two with a relation.",
+            "data": "200,000 scenes drawn by minidiff.data.shapes",
+            "licence": "MIT, as this project",
+            "limits": "It knows only the words of minidiff.data.shapes.WORDS, in such sentences.",
+        },
     )
 
 
@@ -111,14 +117,27 @@ def cifar10(size: int = 32) -> Recipe:
         size=size,
         encoder=ClassLabels(data.classes),
         previews=[name for name in data.classes for _ in range(2)],
-        card={"data": "CIFAR-10 training images (Krizhevsky 2009, no licence stated)"},
+        card={
+            "description": "Draws the ten classes of CIFAR-10.",
+            "data": "the 50,000 training images of CIFAR-10 (Krizhevsky 2009)",
+            "licence": "none stated by its author",
+            "limits": "A small network that has seen each image a few times: layouts and colours "
+            "are right, details smeared. For a lesson, not for use.",
+        },
     )
 
 
 def butterflies(size: int = 64) -> Recipe:
     """Butterflies on white, unconditional."""
-    data = images.butterflies(size)
-    return _unlabelled(data.images, size, {"data": f"{len(data)} butterflies on white"})
+    pictures = images.butterflies(size).images
+    train, held_out = split(pictures)
+    card = {
+        "description": "Draws butterflies, without a prompt.",
+        "data": f"{len(train)} photographs of butterflies on white ({len(held_out)} more held out)",
+        "licence": "CC0, as declared by those who collected them",
+        "limits": "Few training pictures: expect wings like those in the data, rarely new species.",
+    }
+    return _unlabelled(train, size, card)
 
 
 def folder(path: str | Path, size: int = 32) -> Recipe:

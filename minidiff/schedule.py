@@ -58,7 +58,7 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008) -> NoiseSchedule:
-        """Improved DDPM's schedule (Nichol and Dhariwal 2021, equation 17), betas capped at 0.999."""
+        """Improved DDPM's schedule (Nichol and Dhariwal 2021, equation 17), betas up to 0.999."""
         f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2)
         return cls.from_betas((1 - (f[1:] / f[:-1]) ** 2).clamp(max=0.999))
 

@@ -115,7 +115,7 @@ class Objective(nn.Module):
 def draw_batch(data: TrainingSet, config: TrainConfig, T: int, step: int) -> tuple:
     """x0, t, noise and condition of one whole batch, a function of (seed, step) alone."""
     device = data.images.device
-    generator = Generator(device).manual_seed(config.seed * 2**32 + step)
+    generator = Generator(device).manual_seed(mixed(config.seed, step))
     n, B = len(data.images), config.batch
     at = torch.arange(step * B, (step + 1) * B)  # positions in an endless row of epochs
     epochs = (at // n).unique().tolist()
@@ -135,10 +135,15 @@ def draw_batch(data: TrainingSet, config: TrainConfig, T: int, step: int) -> tup
     return x0, t, noise, condition
 
 
+def mixed(seed: int, n: int) -> int:
+    """A seed of 32 bits, all that CPU generators look at, for number n of a run's seed."""
+    return (seed * 0x9E3779B1 + n) % 2**32
+
+
 @functools.lru_cache(maxsize=4)
 def _order(n: int, seed: int, epoch: int) -> Tensor:
     """The order in which epoch number `epoch` visits n images."""
-    return torch.randperm(n, generator=Generator().manual_seed(seed * 2**20 + epoch))
+    return torch.randperm(n, generator=Generator().manual_seed(mixed(seed, epoch)))
 
 
 def world() -> int:
@@ -185,7 +190,7 @@ class Run:
         """One optimizer step; returns the loss and the gradient's norm, still on the device."""
         c = self.config
         x0, t, noise, condition = draw_batch(self.data, c, self.objective.schedule.T, self.step)
-        torch.manual_seed(c.seed * 2**32 + self.step * world() + rank())  # for dropout layers
+        torch.manual_seed(mixed(c.seed, self.step * world() + rank()))  # for dropout layers
         parts = world() * c.accumulate
         mine = range(rank() * c.accumulate, (rank() + 1) * c.accumulate)
         total = torch.zeros((), device=self.device)

@@ -29,7 +29,7 @@ class UNetConfig:
     in_channels: int = 3  # more than out_channels when an image is concatenated to the noisy one
     out_channels: int = 3
     channels: int = 128  # width at full resolution
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)  # of the width, a level each at half the size
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)  # of the width, one a level; each halves the size
     blocks: int = 2  # residual blocks a level
     attention: tuple[int, ...] = (1,)  # levels that attend to themselves (the middle always does)
     cross_attention: tuple[int, ...] = ()  # levels that attend to the context, as the middle does

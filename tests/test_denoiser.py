@@ -64,7 +64,9 @@ def test_a_network_is_given_t_minus_one_and_its_condition():
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
 def test_a_network_of_any_kind_becomes_the_same_denoiser(predicts):
     exact, x = mixture(CLASS), noisy_data(50, LEVEL)
-    denoise = as_denoiser(lambda x, t, c: outputs(exact(x, LEVEL), LEVEL)[predicts], predicts=predicts)
+    denoise = as_denoiser(
+        lambda x, t, c: outputs(exact(x, LEVEL), LEVEL)[predicts], predicts=predicts
+    )
     torch.testing.assert_close(denoise(x, LEVEL), exact(x, LEVEL), rtol=0, atol=1e-12)
     # Mutant: read as another kind of network.
     other = {"eps": "v", "x0": "eps", "v": "x0"}[predicts]

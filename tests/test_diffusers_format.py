@@ -286,6 +286,12 @@ def test_damaged_and_foreign_folders(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(("size", "pixels"), [(48, 48), ([64, 64], 64), (None, 32)])
+def test_image_size_is_read_from_the_configuration(size, pixels, tmp_path):
+    (tmp_path / CONFIG).write_text(json.dumps(SMALL | {"sample_size": size}))
+    assert diffusers_format.image_size(tmp_path) == pixels
+
+
 def test_tokens_patches_and_unknown_predictions_cannot_be_written(tmp_path):
     tiny = UNetConfig(channels=32, multipliers=(1,), blocks=1, attention=())
     linear = NoiseSchedule.linear()

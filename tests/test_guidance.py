@@ -213,7 +213,9 @@ def gradients(through_network, level, x):
     plain = UNCOND(x, level).eps
     columns = []
     for axis in (0, 1):
-        guide = on_x0(UNCOND, lambda x0, a=axis: x0[:, a, 0, 0], 1.0, through_network=through_network)
+        guide = on_x0(
+            UNCOND, lambda x0, a=axis: x0[:, a, 0, 0], 1.0, through_network=through_network
+        )
         columns.append((plain - guide(x, level).eps)[:, axis] / level.sigma)
     return torch.stack(columns)
 
@@ -229,7 +231,7 @@ def test_the_shortcut_gradient_is_too_large(t, shortcut, true):
     torch.testing.assert_close(short, torch.full_like(short, 1 / level.alpha), rtol=1e-7, atol=0)
     assert short.mean().item() == pytest.approx(shortcut, rel=0.05)
     assert full.mean().item() == pytest.approx(true, rel=0.1)
-    # The Jacobian is alpha/sigma^2 times the covariance of x0 given x_t, here by finite differences.
+    # The whole gradient is the diagonal of the Jacobian, here by finite differences.
     h = 1e-4
     for axis in (0, 1):
         e = torch.eye(2).double()[axis].reshape(1, 2, 1, 1) * h

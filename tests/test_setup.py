@@ -103,9 +103,10 @@ STANDS_ON = {
     "training": ("denoiser", "noise", "device", "checkpoint"),
     "diffusers_format": ("unet", "schedule", "checkpoint"),
     "zoo": ("unet", "clip", "text", "checkpoint", "diffusers_format", "guidance", "samplers"),
-    "recipes": ("data", "training", "zoo"),
+    "recipes": ("data", "training", "zoo", "evaluation"),
     "evaluation": ("data", "classifier", "training", "zoo"),
     "demo": ("plot", "zoo"),
+    "cards": ("data", "plot", "evaluation", "zoo"),
 }
 TOP = {"__init__", "__main__", "cli"}  # may import anything
 

@@ -193,8 +193,9 @@ def random_codes(
     place = torch.where(relation == 2, 3 + row_or_column, place)  # a column's middle cell
     things = []
     for first in (3, 6):
-        texture = (pick(first + 2, 4) - 1).clamp_min(0)  # half of the things are plain
-        thing = [allowed[pick(first, len(allowed))], pick(first + 1, 2), texture]
+        size = pick(first + 1, 2)
+        texture = (pick(first + 2, 4) - 1).clamp_min(0) * size  # small things are plain, as they
+        thing = [allowed[pick(first, len(allowed))], size, texture]  # show no texture at 32 px
         things.append(torch.column_stack(thing))  # (n, 4)
     things[1] *= (relation > 0)[:, None]
     return torch.column_stack([pick(2, len(BACKGROUNDS)), place, relation, *things])  # (n, 11)
@@ -439,7 +440,7 @@ def captioned(
 # The oracle looks at 32 x 32 pixels. Each cell is judged in its own window of half the side,
 # which holds any thing in the cell; the windows of a pair do not overlap.
 _SIDE, _HALF = 32, 16
-_CANDIDATES, _STEPS = 6, 4  # things per window whose place and radius are fitted; in how many steps
+_CANDIDATES, _STEPS = 4, 3  # things per window that are fitted, and drawings of each
 _PLACES = F.pad(torch.cartesian_prod(*[torch.tensor([-0.8, 0.0, 0.8])] * 2), (0, 1))  # (9, 3)
 _LAYOUTS = (  # position, relation, the cells of both things
     *((cell, 0, cell, cell) for cell in range(9)),

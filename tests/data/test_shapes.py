@@ -19,7 +19,6 @@ from minidiff.data.shapes import (
     captions,
     decode,
     encode,
-    explain,
     grade,
     holds,
     random_codes,
@@ -162,6 +161,27 @@ def test_masks_cover_the_things_and_only_them():
         assert error[:, far[row]].abs().max() < 1e-5
 
 
+def test_things_stand_where_the_words_say():
+    scenes = random_scenes(300, seeded(23))
+    masks = render(scenes, generator=seeded(24))[1]
+    axis = (torch.arange(32) + 0.5) / 32
+    area = masks.sum(dim=(2, 3)).clamp_min(1e-9)  # (300, 2)
+    across = (masks.sum(dim=2) * axis).sum(dim=2) / area
+    down = (masks.sum(dim=3) * axis).sum(dim=2) / area
+    for i, scene in enumerate(scenes):
+        if scene.relation == "left of":
+            assert across[i, 0] + 0.3 < across[i, 1] and (down[i, 0] - down[i, 1]).abs() < 0.15
+        elif scene.relation == "above":
+            assert down[i, 0] + 0.3 < down[i, 1] and (across[i, 0] - across[i, 1]).abs() < 0.15
+        else:
+            words = scene.position.split()
+            third = (across[i, 0] > 0.375).int() + (across[i, 0] > 0.625).int()
+            assert third == 0 if "left" in words else third == (2 if "right" in words else 1)
+            third = (down[i, 0] > 0.375).int() + (down[i, 0] > 0.625).int()
+            assert third == 0 if "top" in words else third == (2 if "bottom" in words else 1)
+            assert (area[i, 0] > 61) == (scene.thing.size == "large")
+
+
 def test_drawing_is_fast():
     codes = random_codes(1024, seeded(8))
     seconds = []
@@ -183,6 +203,7 @@ def test_the_full_caption_determines_the_scene():
     assert caption(PAIR) == (
         "a large red circle left of a small blue square at the top on a cream background"
     )
+    assert caption(Scene(Thing("ring", "orange")), seeded(1)).startswith("an orange ring")
     assert holds(caption(PAIR), PAIR)
     for other in neighbours(PAIR):
         assert not holds(caption(PAIR), other) and not holds(caption(other), PAIR)
@@ -233,7 +254,7 @@ def test_a_training_set_shows_what_its_captions_say():
 @pytest.mark.parametrize("noise, least", [(0.0, 0.99), (0.05, 0.97)])
 def test_the_oracle_reads_what_was_drawn(pairs, noise, least):
     generator = seeded(2027)
-    scenes = random_scenes(600, generator, pairs=pairs, held_out=None)
+    scenes = random_scenes(500, generator, pairs=pairs, held_out=None)
     images, _ = render(scenes, generator=generator)
     images = images + noise * torch.randn(images.shape, generator=generator)
     right = sum(found == scene for found, scene in zip(read(images), scenes, strict=True))
@@ -242,7 +263,7 @@ def test_the_oracle_reads_what_was_drawn(pairs, noise, least):
 
 def test_the_oracle_forgives_blur_and_tints():
     generator = seeded(14)
-    scenes = random_scenes(300, generator, held_out=None)
+    scenes = random_scenes(200, generator, held_out=None)
     images, _ = render(scenes, generator=generator)
     taps = torch.tensor([0.1, 0.8, 0.1])
     kernel = (taps[:, None] * taps).expand(3, 1, 3, 3)
@@ -259,19 +280,20 @@ def test_the_oracle_reads_other_sizes_and_single_pictures():
     assert read(render([PAIR])[0][0]) == PAIR
 
 
-def test_the_oracle_abstains_on_noise_and_blanks():
+def test_the_oracle_abstains_on_noise_and_blanks(monkeypatch):
     generator = seeded(17)
     noise = torch.randn(250, 3, 32, 32, generator=generator)
     noise[::3] *= 0.3
     uniform = torch.rand(250, 3, 32, 32, generator=generator) * 2 - 1
     assert abstention_low(torch.cat([noise, uniform])) >= 0.98
-    # the mutant: without the residual threshold the oracle sees scenes in noise
-    assert len(decode(explain(noise[:32])[0])) == 32
     blanks = torch.rand(500, 3, 1, 1, generator=generator) * 2 - 1
     blanks[::2] = shapes._rgb(shapes.BACKGROUND_VALUES)[torch.arange(250) % 6, :, None, None]
     blanks = blanks + 0.02 * torch.randn(500, 3, 32, 32, generator=generator)
     assert abstention_low(blanks) >= 0.98
     assert read(torch.full((3, 32, 32), torch.nan)) is None
+    # the mutant: without the threshold the oracle sees scenes everywhere
+    monkeypatch.setattr(shapes, "TOLERANCE", float("inf"))
+    assert abstention_low(torch.cat([noise[:32], blanks[:32]])) == 0
 
 
 def test_the_oracle_abstains_where_no_scene_explains_the_picture():
@@ -282,6 +304,7 @@ def test_the_oracle_abstains_where_no_scene_explains_the_picture():
     ours, _ = render(codes, generator=generator)
     theirs, _ = render(other, generator=generator)
     assert abstention_low(torch.cat([ours[..., :16], theirs[..., 16:]], dim=3)) >= 0.98
+    codes, other = codes[:250], other[:250]
     # chimeras: one background, the middle column, one half of each of two colours
     codes[:, 1] = codes[:, 1] // 3 * 3 + 1
     other[:, :2] = codes[:, :2]
@@ -301,7 +324,7 @@ def test_the_oracle_sees_one_wrong_attribute():
         assert grade([caption(other)], image).all()
         assert not grade([caption(PAIR)], image).any()
     generator = seeded(20)
-    scenes = random_scenes(200, generator, pairs=1.0)
+    scenes = random_scenes(120, generator, pairs=1.0)
     scenes = [s for s in scenes if s.thing.colour != s.other.colour]
     swapped = [
         replace(
@@ -312,7 +335,7 @@ def test_the_oracle_sees_one_wrong_attribute():
         for s in scenes
     ]
     texts = captions(scenes, generator)
-    assert not grade(texts, render(swapped, generator=generator)[0]).float().mean() > 0.02
+    assert not grade(texts, render(swapped, generator=generator)[0]).any()
     assert grade(texts, render(scenes, generator=generator)[0]).all()
 
 

@@ -1,0 +1,73 @@
+"""Cards: what stands beside a shipped model, written by `minidiff evaluate NAME --card FILE`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image
+from torch import Generator
+
+from minidiff import plot
+from minidiff.data import shapes
+from minidiff.evaluation import Figure
+from minidiff.zoo import ClassLabels, Diffusion
+
+
+def line(figure: Figure) -> str:
+    """A figure in words: what, value, interval, note."""
+    value = f"{figure.value:.3g}" if abs(figure.value) < 10 else f"{figure.value:.1f}"
+    if figure.low is not None and figure.high is not None:
+        value += f" ({figure.low:.1f} to {figure.high:.1f})"
+    return f"{figure.what}: {value} {figure.note}".rstrip()
+
+
+def write(path: str | Path, name: str, model: Diffusion, figures: list[Figure]) -> None:
+    """Write the card as Markdown, and a sheet of samples beside it."""
+    path = Path(path)
+    sheet = plot.save(sample_sheet(model), path.with_suffix(".png"))
+    millions = sum(p.numel() for p in model.network.parameters()) / 1e6
+    card = model.card
+    rows = "\n".join(f"- {line(figure)}" for figure in figures)
+    text = f"""# {name}
+
+{card["description"]}
+
+![samples]({sheet.name})
+
+The sheet is drawn from seed 0; nothing in it is chosen.
+
+| | |
+|---|---|
+| network | UNet, {millions:.2f}M parameters, {model.size} px, predicts {model.predicts} |
+| data | {card["data"]} |
+| licence of the data | {card["licence"]} |
+| trained by | `{card["command"]}` |
+| images seen | {card["images_seen"]:,} |
+| time | {card["minutes"]:.0f} minutes on {card["machine"]} |
+
+## Measured
+
+By `minidiff evaluate {name} --card data/{name}.md`; intervals are 95%.
+
+{rows}
+
+## Limits
+
+{card["limits"]}
+"""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def sample_sheet(model: Diffusion) -> Image.Image:
+    """Samples of seed 0: a row a class, captions drawn at random, or just images."""
+    if isinstance(model.encoder, ClassLabels):
+        names = model.encoder.names
+        images = model.sample([n for n in names for _ in range(8)], 8 * len(names), scale=2)
+        return plot.grid(images.cpu(), columns=8, row_labels=names)
+    if model.encoder is None:
+        return plot.grid(model.sample(n=32).cpu(), columns=8)
+    captions = shapes.captions(shapes.random_scenes(32, Generator().manual_seed(0)))
+    return plot.grid(model.sample(captions, 32, scale=3).cpu(), captions, columns=8)

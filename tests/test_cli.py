@@ -1,0 +1,143 @@
+"""The command line, as a user types it."""
+
+import csv
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from minidiff import zoo
+from minidiff.cli import main
+from minidiff.schedule import NoiseSchedule
+from minidiff.unet import UNet, UNetConfig
+
+
+@pytest.fixture
+def run():
+    def call(*arguments):
+        return CliRunner().invoke(main, [str(a) for a in arguments])
+
+    return call
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    for name, value in (("dark", 40), ("light", 220)):
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (20, 16), (value, value, 10 * i)).save(folder / name / f"{i}.png")
+    return folder
+
+
+TINY = ["--channels", 48, "--multipliers", "1,2,2", "--batch", 8]
+
+
+def test_help_reads_well(run):
+    told = run("--help")
+    assert told.exit_code == 0
+    for command in ("train", "sample", "models", "demo", "evaluate"):
+        assert command in told.output
+        described = run(command, "--help")
+        assert described.exit_code == 0 and "Usage" in described.output
+
+
+def test_train_resume_and_sample_a_folder_of_pictures(run, pictures, tmp_path):
+    out = tmp_path / "run"
+    options = ["train", "--data", pictures, "--out", out, *TINY, "--size", 16, "--save-every", 16]
+    told = run(*options, "--images", 32)
+    assert told.exit_code == 0, told.output
+    assert "16 images" in told.output and "PFLOPs" in told.output
+    assert sorted(f.name for f in out.iterdir()) == [
+        "log.csv",
+        "model.safetensors",
+        "preview_000000016.png",
+        "preview_000000032.png",
+        "state.safetensors",
+    ]
+    again = run(*options, "--images", 48)
+    assert again.exit_code == 1 and "add --resume" in again.output
+    assert run(*options, "--images", 48, "--resume").exit_code == 0
+    with open(out / "log.csv", newline="") as f:
+        assert int(list(csv.DictReader(f))[-1]["images"]) == 48
+
+    model = zoo.load(out / "model.safetensors")
+    assert model.encoder.names == ("dark", "light") and model.card["images_seen"] == 48
+    sheet = tmp_path / "sheet.png"
+    told = run(
+        "sample",
+        "--model",
+        out / "model.safetensors",
+        "-n",
+        2,
+        "--steps",
+        2,
+        "--out",
+        sheet,
+        "dark",
+    )
+    assert told.exit_code == 0, told.output
+    with Image.open(sheet) as picture:
+        assert picture.width > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "--data", "nothing"], "there is no data 'nothing': expected shapes, cifar10"),
+        (["sample", "--model", "nothing"], "there is no model 'nothing'"),
+        (["sample", "-n", "0"], "--number 0: expected at least 1"),
+        (["sample", "--steps", "0"], "--steps 0: expected at least 1"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(run, arguments, told):
+    result = run(*arguments)
+    assert result.exit_code != 0 and told in result.output
+    assert "Traceback" not in result.output
+
+
+def test_bad_training_options_are_told(run, pictures, tmp_path):
+    out = ["--data", pictures, "--out", tmp_path / "run", "--size", 16]
+    for options, told in (
+        (["--multipliers", "1,x"], "expected whole numbers like 1,2,2"),
+        (["--channels", "17"], "does not divide"),
+        (["--batch", "10", "--accumulate", "3"], "does not divide"),
+    ):
+        result = run("train", *out, *options)
+        assert result.exit_code == 1 and told in result.output, result.output
+
+
+def test_sampling_the_same_seed_twice_writes_the_same_file(run, tmp_path):
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(channels=16, multipliers=(1, 2), blocks=1, groups=8))
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    model = zoo.Diffusion(network, NoiseSchedule.cosine(), "v", 8, None, {"data": "none"})
+    zoo.save(tmp_path / "m.safetensors", model)
+    sheets = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        path = tmp_path / f"{name}.png"
+        told = run(
+            "sample",
+            "--model",
+            tmp_path / "m.safetensors",
+            "-n",
+            2,
+            "--steps",
+            2,
+            "--seed",
+            seed,
+            "--out",
+            path,
+        )
+        assert told.exit_code == 0, told.output
+        sheets.append(path.read_bytes())
+    assert sheets[0] == sheets[1] != sheets[2]
+
+
+def test_models_lists_what_ships(run):
+    told = run("models")
+    assert told.exit_code == 0
+    for name in zoo.names():
+        assert name in told.output

@@ -1,0 +1,148 @@
+"""The choices that depend on hardware."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minidiff import device
+
+CPU = torch.device("cpu")
+
+
+def qkv(n=12, m=5, d=8, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(6)
+    shapes = [(2, 3, d, n), (2, 3, d, m), (2, 3, d, m)]
+    return [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
+
+
+def fused(q, k, v):
+    q, k, v = (part.transpose(-2, -1) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(-2, -1)
+
+
+def test_attention_equals_torchs_with_its_gradients():
+    ours, theirs = qkv(), qkv()
+    out, expected = device.attention(*ours), fused(*theirs)
+    assert out.shape == (2, 3, 8, 12)
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+    weight = torch.randn(out.shape)
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_a_wrong_scale_or_swapped_inputs_are_seen():
+    q, k, v = qkv(n=5)
+    expected = fused(q, k, v)
+    assert (device.attention(q, k, v) - expected).abs().max() < 1e-6
+    for wrong in ((k, q, v), (q, k, k), (2 * q, k, v)):
+        assert (device.attention(*wrong) - expected).abs().max() > 1e-2
+
+
+def test_attention_in_bfloat16_is_near():
+    low = device.attention(*qkv(dtype=torch.bfloat16))
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - device.attention(*qkv())).abs().max() < 0.05
+
+
+def test_a_tap_sees_and_replaces_probabilities():
+    q, k, v = qkv()
+    seen = []
+
+    def first(probs):
+        seen.append(probs)
+        return F.one_hot(torch.zeros(probs.shape[:-1], dtype=int), probs.shape[-1]).float()
+
+    out = device.attention(q, k, v, first)
+    assert seen[0].shape == (2, 3, 12, 5)
+    torch.testing.assert_close(seen[0].sum(-1), torch.ones(2, 3, 12))
+    torch.testing.assert_close(out, v[..., :1].expand(2, 3, 8, 12))
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = qkv()
+    assert device.attention(1e3 * q, 1e3 * k, v).isfinite().all()
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_the_best_device(cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device.best_device() == (torch.device("cuda", 1) if cuda else CPU)
+
+
+@pytest.fixture
+def fresh_choice():
+    device.has_fast_bfloat16.cache_clear()
+    yield
+    device.has_fast_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [
+        ("flags : fpu avx512f avx512_bf16", True),
+        ("flags : amx_bf16", True),
+        ("flags : avx2", False),
+    ],
+)
+def test_bfloat16_where_the_processor_has_it(flags, fast, tmp_path, monkeypatch, fresh_choice):
+    (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr("builtins.open", lambda *_, f=open: f(tmp_path / "cpuinfo"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert device.has_fast_bfloat16(CPU) == fast
+    with device.autocast(CPU):
+        assert torch.is_autocast_enabled("cpu") == fast
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if fast else torch.float32)
+
+
+def test_no_bfloat16_where_nothing_is_known(monkeypatch, fresh_choice):
+    def missing(*_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", missing)
+    assert not device.has_fast_bfloat16(CPU)
+    assert not device.has_fast_bfloat16(torch.device("mps"))
+
+
+@pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_on_gpus_from_ampere_on(capability, fast, monkeypatch, fresh_choice):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert device.has_fast_bfloat16(torch.device("cuda", 0)) == fast
+
+
+def test_a_network_is_placed():
+    network = torch.nn.Conv2d(4, 4, 3)
+    assert device.place(network, CPU) is network
+    assert network.weight.is_contiguous()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_memory_is_kept():
+    """Freed buffers of 64 MB are faulted in anew each time, unless memory is kept."""
+    code = """if True:
+        import resource, sys, torch
+        from minidiff.device import keep_memory
+        if sys.argv[1] == "keep":
+            keep_memory()
+        torch.set_num_threads(1)
+        for _ in range(5):
+            torch.ones(2**24)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.ones(2**24)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    faults = {
+        choice: int(subprocess.check_output([sys.executable, "-c", code, choice]))
+        for choice in ("keep", "default")
+    }
+    if faults["default"] < 100:
+        pytest.skip("this system keeps freed memory by itself")
+    assert faults["keep"] < 0.1 * faults["default"]
