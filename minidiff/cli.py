@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,16 +65,17 @@ def sample(prompts, model, number, scale, steps, seed, out) -> None:
     minidiff sample "a red circle left of a blue square"
     minidiff sample --model cifar10 horse ship
     """
-    from minidiff import plot, zoo
+    from minidiff import evaluation, plot, training, zoo
 
     _positive(number=number, steps=steps)
+    _join_processes()
     trained = zoo.load(model)
     if scale is None:
         scale = 3.0 if prompts else 1.0
     wanted = [p for p in prompts or (None,) for _ in range(number)]
-    images = trained.sample(
-        wanted, len(wanted), scale=scale, steps=steps, seed=seed, progress=True
-    ).cpu()
+    images = evaluation.sample_many(trained, wanted, scale=scale, steps=steps, seed=seed)
+    if training.rank() > 0:
+        return
     labels = list(prompts) or [model]
     sheet = plot.rows(list(zip(labels, images.split(number), strict=True)))
     plot.save(sheet, out)
@@ -116,9 +119,11 @@ def train(data, out, size, float32, resume, tensorboard, multipliers, predicts, 
     torchrun --nproc-per-node 8 -m minidiff train --data cifar10 --batch 1024
     """
     from minidiff import training
+    from minidiff.estimate import estimate
 
     _join_processes()
-    recipe = _recipe(data, size)
+    with _first_process_first():
+        recipe = _recipe(data, size)
     given = {name: value for name, value in given.items() if value is not None}
     if "images" in given:
         given["images"] = int(given["images"])
@@ -145,7 +150,7 @@ def train(data, out, size, float32, resume, tensorboard, multipliers, predicts, 
         raise ValueError(f"{out} holds a run already: add --resume, or choose another --out")
     if training.rank() == 0:
         click.echo(f"{recipe.card['data']}: {len(recipe.data.images)} images, on {run.device}")
-        click.echo(f"estimate: {training.estimate(run)}")
+        click.echo(f"estimate: {estimate(run)}")
     training.fit(run, on_save=_Saver(recipe, out, tensorboard))
     if training.rank() == 0:
         click.echo(f"trained: {out / 'model.safetensors'}, log and previews beside it")
@@ -250,6 +255,21 @@ def _join_processes() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    click.get_current_context().call_on_close(dist.destroy_process_group)
+
+
+@contextmanager
+def _first_process_first() -> Iterator[None]:
+    """What is downloaded is downloaded once, by the first process; the others then find it."""
+    import torch.distributed as dist
+
+    from minidiff import training
+
+    if training.rank() > 0:
+        dist.barrier()
+    yield
+    if training.world() > 1 and training.rank() == 0:
+        dist.barrier()
 
 
 def _placed(objective):

@@ -1,4 +1,4 @@
-"""What a network says of a noisy image, always as the pair (x0, eps); and the loss it is trained on."""
+"""What a network says of a noisy image, always as the pair (x0, eps), and the loss it learns by."""
 
 from __future__ import annotations
 

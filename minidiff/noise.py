@@ -14,7 +14,7 @@ def per_image(generator: Randomness, n: int) -> Sequence[Generator] | None:
     """One generator for each of `n` images, all derived from a single draw of `generator`.
 
     Because generator i depends on the draw and on i alone, image i is the same alone or in a batch.
-    A list is returned as it is (ValueError unless it holds `n`); None stays None, torch's own state.
+    A list is returned as it is (ValueError unless it holds `n`), and None, torch's own state, too.
     """
     if generator is None:
         return None

@@ -161,12 +161,16 @@ def add_noise(x0: Tensor, level: NoiseLevel, noise: Tensor) -> Tensor:
     return level.alpha * x0 + level.sigma * noise
 
 
-def renoise(x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Tensor) -> Tensor:
-    """A draw of q(x_there | x_here), for `there` noisier than `here` (DDPM, equation 2)."""
+def renoise(x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Tensor | None = None) -> Tensor:
+    """A draw of q(x_there | x_here), for `there` noisier than `here` (DDPM, equation 2).
+
+    As it stands it is the `climb` of a trajectory, with noise of torch's own state; for seeded
+    noise pass `lambda x, here, there: renoise(x, here, there, randn(...))`.
+    """
     ratio = there.alpha / here.alpha
     variance = there.sigma**2 - (ratio * here.sigma) ** 2
     if not isinstance(variance, Tensor) and variance < 0:
         raise ValueError(
             f"renoise goes up: t = {there.t} must be noisier than t = {here.t} it starts from"
         )
-    return ratio * x + variance**0.5 * noise
+    return ratio * x + variance**0.5 * (torch.randn_like(x) if noise is None else noise)

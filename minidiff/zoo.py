@@ -90,6 +90,8 @@ class Diffusion:
 
     def run(self, x: Tensor, t: Tensor, condition: Tensor | None = None, **hooks) -> Tensor:
         """network(x, t, condition) in the precision that is fastest on its device."""
+        if x.device != self.device:
+            raise ValueError(f"the images are on {x.device}, the model on {self.device}")
         with autocast(self.device):
             return self.network(x, t, condition, **hooks)
 

@@ -251,6 +251,8 @@ def test_on_x0_at_scale_0_is_unguided_bit_for_bit_and_pulls_otherwise(through_ne
             on_x0(UNCOND, redness, s, through_network=through_network)(x, LEVEL) for s in (0, 0.02)
         ]
     assert equal(guided[0], UNCOND(x, LEVEL))
+    nowhere = on_x0(UNCOND, lambda x0: (x0 - x0).sqrt().sum((1, 2, 3)), 0)  # its gradient is NaN
+    assert equal(nowhere(x, LEVEL), UNCOND(x, LEVEL))
     assert redness(guided[1].x0).mean() > redness(guided[0].x0).mean() + 0.005
     # the pair still belongs to x
     torch.testing.assert_close(LEVEL.alpha * guided[1].x0 + LEVEL.sigma * guided[1].eps, x)

@@ -101,6 +101,7 @@ STANDS_ON = {
     "editing": ("samplers", "guidance"),
     "classifier": ("data", "metrics", "device", "checkpoint"),
     "training": ("denoiser", "noise", "device", "checkpoint"),
+    "estimate": ("training",),
     "diffusers_format": ("unet", "schedule", "checkpoint"),
     "zoo": ("unet", "clip", "text", "checkpoint", "diffusers_format", "guidance", "samplers"),
     "recipes": ("data", "training", "zoo", "evaluation"),

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, nn
 
 from minidiff import checkpoint
+from minidiff.estimate import estimate
 from minidiff.schedule import NoiseSchedule
 from minidiff.text import TextConfig, TextEncoder
 from minidiff.training import (
@@ -23,7 +24,6 @@ from minidiff.training import (
     TrainConfig,
     TrainingSet,
     draw_batch,
-    estimate,
     fit,
     last_row,
 )

@@ -1,0 +1,101 @@
+"""Evaluation: samples are shared out without changing them, and the reports can fail."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minidiff import evaluation, zoo
+from minidiff.cards import line
+from minidiff.data import shapes
+from minidiff.evaluation import Figure, report_shapes, sample_many, share, split
+from minidiff.schedule import NoiseSchedule
+from minidiff.unet import UNet, UNetConfig
+
+
+def tiny_model() -> zoo.Diffusion:
+    torch.manual_seed(0)
+    config = UNetConfig(channels=16, multipliers=(1, 2), blocks=1, groups=8, dropout=0.0, classes=2)
+    network = UNet(config)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    labels = zoo.ClassLabels(("cat", "dog"))
+    network.eval().requires_grad_(False)
+    return zoo.Diffusion(network, NoiseSchedule.cosine(), "v", 8, labels, {})
+
+
+def test_samples_do_not_depend_on_the_batch():
+    prompts = ["cat", "dog", "cat", "cat", "dog"]
+    whole = sample_many(tiny_model(), prompts, steps=3, progress=False)
+    parts = sample_many(tiny_model(), prompts, steps=3, batch=2, progress=False)
+    assert whole.shape == (5, 3, 8, 8)
+    assert torch.allclose(whole, parts, atol=1e-2)  # bfloat16 sums in another order
+    assert (whole[0] - whole[2]).abs().max() > 0.1  # each image has noise of its own
+
+
+def test_two_processes_draw_the_same_samples(tmp_path):
+    code = f"""
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_evaluation import tiny_model
+from minidiff.evaluation import sample_many
+dist.init_process_group("gloo")
+images = sample_many(tiny_model(), ["cat", "dog", "cat"], steps=3, progress=False)
+torch.save(images, {str(tmp_path)!r} + f"/{{dist.get_rank()}}.pt")
+dist.destroy_process_group()
+"""
+    (tmp_path / "two.py").write_text(code)
+    port = str(20_000 + (os.getpid() + 7) % 20_000)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*command, "--master-port", port, tmp_path / "two.py"], check=True, capture_output=True
+    )
+    alone = sample_many(tiny_model(), ["cat", "dog", "cat"], steps=3, progress=False)
+    for rank in range(2):
+        assert torch.allclose(torch.load(tmp_path / f"{rank}.pt"), alone, atol=1e-2)
+
+
+def test_the_shapes_report_passes_the_truth_and_fails_noise(monkeypatch):
+    def truth(model, captions, *, seed, **_):
+        return shapes.render([by_caption[c] for c in captions])[0]
+
+    by_caption = {}
+    captions = shapes.captions
+
+    def remember(scenes):
+        told = captions(scenes)
+        by_caption.update(zip(told, scenes, strict=True))
+        return told
+
+    monkeypatch.setattr(shapes, "captions", remember)
+    monkeypatch.setattr(evaluation, "sample_many", truth)
+    *kinds, _ = figures = report_shapes(None, n=64)
+    control = figures[1]
+    assert "control" in control.what and control.value < 10
+    assert all(figure.value > 99 for figure in figures if figure is not control)
+
+    monkeypatch.setattr(evaluation, "sample_many", lambda m, c, **_: torch.randn(len(c), 3, 32, 32))
+    assert all(figure.value == 0 for figure in report_shapes(None, n=16))
+
+
+def test_every_tenth_is_held_out():
+    train, held_out = split(torch.arange(25))
+    assert held_out.tolist() == [9, 19] and len(train) == 23
+
+
+def test_figures_read_well():
+    told = line(share("right", torch.tensor([True] * 99 + [False]), "% of 100"))
+    assert told == "right: 99.0 (94.6 to 99.8) % of 100"
+    assert line(Figure("distance", 1.234)) == "distance: 1.23"
+
+
+@pytest.mark.skipif("shapes" not in zoo.names(), reason="the shapes model is not there")
+def test_the_shipped_shapes_model_follows_its_captions():
+    """A quick look at what the card measures: far above chance, and a control far below."""
+    scenes = shapes.random_scenes(24, torch.Generator().manual_seed(77), pairs=0.0)
+    told = shapes.captions(scenes)
+    drawn = sample_many(zoo.load("shapes"), told, scale=3, steps=25, progress=False)
+    assert shapes.grade(told, drawn).float().mean() > 0.7
+    assert shapes.grade(told[1:] + told[:1], drawn).float().mean() < 0.2
