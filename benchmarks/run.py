@@ -35,6 +35,7 @@ from torch import Tensor
 
 from minidiff import device, diffusers_format, zoo
 from minidiff.denoiser import as_denoiser
+from minidiff.guidance import clamp
 from minidiff.samplers import ddim_step, sample
 from minidiff.schedule import NoiseSchedule
 from minidiff.unet import UNet, UNetConfig
@@ -86,7 +87,9 @@ class Theirs:
 
         logging.set_verbosity_error()
         self.network = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).eval()
-        self.pipeline = DDIMPipeline(self.network, DDIMScheduler.from_pretrained(folder))
+        # like most published pipelines, and minidiff's `sample`, it clips x0 to [-1, 1]
+        scheduler = DDIMScheduler.from_pretrained(folder, clip_sample=True)
+        self.pipeline = DDIMPipeline(self.network, scheduler)
         self.pipeline.set_progress_bar_config(disable=True)
         self.autocast = contextlib.nullcontext
 
@@ -109,7 +112,7 @@ class Plain:
 
     def sampling(self, batch: int) -> None:
         noise = torch.randn(batch, 3, SIZE, SIZE)
-        denoise = as_denoiser(self.network, predicts=self.predicts)
+        denoise = clamp(as_denoiser(self.network, predicts=self.predicts))
         sample(ddim_step, denoise, noise, self.schedule.path(STEPS))
 
 

@@ -12,43 +12,36 @@ has to match a legend.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-WIDTH = 1680  # pixels of the widest sheet, shown at half of that
+from minidiff.charts import COLOURS, Panel, curves
+from minidiff.typeset import HEADING, SMALL, WIDTH, Block, even, set_text, write
+
+__all__ = [
+    "pixels",
+    "grid",
+    "rows",
+    "trajectory",
+    "heatmap_over",
+    "curves",
+    "Panel",
+    "save",
+    "animate",
+] + ["COLOURS", "WIDTH", "LARGEST", "GAP", "MARGIN"]
+
 LARGEST = 256  # pixels of the largest cell
 GAP, MARGIN = 8, 24
-BODY, SMALL, HEADING = 26, 22, 30  # text sizes
-INK, GREY, RULE = "#24292f", "#6e7781", "#d8dee4"
-COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
-CONDENSED = 0.9  # DejaVu Sans, the one font at hand everywhere, is handsomer a tenth narrower
 
 Row = tuple[str, Tensor] | tuple[str, Tensor, Sequence[str]]
-
-
-class Panel(NamedTuple):
-    """One plot of `curves`: named lines, each `(x, y)` or `(x, y, low, high)` with its band.
-
-    `references` are named horizontal lines, such as the distance of real images to real images.
-    """
-
-    title: str
-    series: Mapping[str, tuple[Sequence[float], ...]]
-    x: str = ""
-    y: str = ""
-    references: Mapping[str, float] = {}
-    log_x: bool = False
-    log_y: bool = False
 
 
 # ---------------------------------------------------------------------------------------- pictures
@@ -129,22 +122,22 @@ def rows(
         _same_length("captions", words, f"images of row {label!r}", len(images))
 
     columns = max(map(len, pictures))
-    blocks = [_block(label, 300) for label in labels]
+    blocks = [set_text(label, 300) for label in labels]
     left = MARGIN + max((block.width + MARGIN for block in blocks if block.lines), default=0)
     cell = _cell_width((WIDTH - left - MARGIN + GAP) // columns - GAP, pictures)
-    heading = _block(title or "", WIDTH - 2 * MARGIN, HEADING, bold=True)
+    heading = set_text(title or "", WIDTH - 2 * MARGIN, HEADING, bold=True)
     width = left + columns * (cell + GAP) - GAP + MARGIN
     width = max(width, heading.width + 2 * MARGIN)
 
     # First the places of everything, then one canvas as high as they need.
     stamps: list[tuple[Image.Image, int, int]] = []
-    texts: list[tuple[_Block, int, int, bool]] = []  # block, x, y, centred on x
+    texts: list[tuple[Block, int, int, bool]] = []  # block, x, y, centred on x
     y = MARGIN
     if heading.lines:
         texts.append((heading, MARGIN, y, False))
         y += heading.height + 2 * GAP
     if column_labels:
-        above = [_block(text, cell, SMALL, grey=True) for text in column_labels]
+        above = [set_text(text, cell, SMALL, grey=True) for text in column_labels]
         tallest = max(block.height for block in above)
         for i, block in enumerate(above):
             middle = left + i * (cell + GAP) + cell // 2
@@ -155,16 +148,16 @@ def rows(
         texts.append((block, MARGIN, y + max(0, height - block.height) // 2, False))
         for i, image in enumerate(images):
             stamps.append((_resized(image, cell, height), left + i * (cell + GAP), y))
-        below = [_block(text, cell, SMALL, grey=True) for text in words]
+        below = [set_text(text, cell, SMALL, grey=True) for text in words]
         for i, caption in enumerate(below):
             texts.append((caption, left + i * (cell + GAP) + cell // 2, y + height + 4, True))
         space = max((caption.height + 4 + GAP for caption in below), default=0)
         y += max(height + space, block.height) + GAP
-    canvas = Image.new("RGB", (width, _even(y - GAP + MARGIN)), "white")
+    canvas = Image.new("RGB", (width, even(y - GAP + MARGIN)), "white")
     for picture, x, y in stamps:
         canvas.paste(picture, (x, y))
     for block, x, y, centred in texts:
-        _write(canvas, block, x, y, centred)
+        write(canvas, block, x, y, centred)
     return canvas
 
 
@@ -217,135 +210,22 @@ def heatmap_over(images: Tensor, maps: Tensor, opacity: float = 0.8) -> Tensor:
     return torch.lerp(grey.expand_as(colour), colour, opacity * maps[:, None])
 
 
-# ------------------------------------------------------------------------------------------ curves
+def _cell_width(room: int, pictures: Sequence[np.ndarray]) -> int:
+    """The widest cell that enlarges all images by whole factors, if there is one."""
+    room = max(2, min(room, LARGEST))
+    whole = math.lcm(2, *{images.shape[2] for images in pictures})
+    return room // whole * whole if whole <= room else room // 2 * 2
 
 
-def curves(*panels: Panel) -> Image.Image:
-    """Small multiples, at most three beside each other; every line is named where it ends.
-
-    Raises ValueError when a line's x, y, low and high differ in length or are empty.
-    """
-    from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if not panels:
-        raise ValueError("curves needs at least one Panel, got none")
-    columns = min(len(panels), 3)
-    lines = math.ceil(len(panels) / columns)
-    width = WIDTH if columns > 1 else WIDTH * 2 // 3
-    height = lines * (420 if columns == 3 else 480)
-    # Drawn twice as large and wider by 1/CONDENSED, then reduced: the text comes out as elsewhere.
-    size = width / CONDENSED / 100, height / 100
-    with style.context(["default", _STYLE]):
-        figure = Figure(figsize=size, dpi=200, layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(w_pad=0.2, h_pad=0.2, wspace=0.02, hspace=0.02)
-        axes = [figure.add_subplot(lines, columns, i + 1) for i in range(len(panels))]
-        for axis, panel in zip(axes, panels, strict=True):
-            _draw_panel(axis, panel)
-        figure.draw_without_rendering()  # the scales are settled: now names can be kept apart
-        for axis, panel in zip(axes, panels, strict=True):
-            _name_lines(axis, panel)
-        figure.canvas.draw()
-        drawn = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
-    return drawn.resize((width, height), Image.Resampling.BOX)
+def _resized(image: np.ndarray, width: int, height: int) -> Image.Image:
+    smaller = image.shape[1] > width
+    how = Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST
+    return Image.fromarray(image).resize((width, height), how)
 
 
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": SMALL * 0.72,  # pixels to points at 100 dots an inch
-    "text.color": INK,
-    "text.hinting": "none",
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": GREY,
-    "axes.titlesize": BODY * 0.72,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 34,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 1.2,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-    "lines.linewidth": 2.6,
-    "lines.solid_capstyle": "round",
-}
-
-
-def _draw_panel(axis: Any, panel: Panel) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    axis.set_xscale("log" if panel.log_x else "linear")
-    axis.set_yscale("log" if panel.log_y else "linear")
-    for (name, line), colour in zip(panel.series.items(), _cycle(COLOURS), strict=False):
-        line = [[float(value) for value in values] for values in line]
-        if len(line) not in (2, 4) or len({len(values) for values in line}) != 1 or not line[0]:
-            raise ValueError(
-                f"line {name!r} must be (x, y) or (x, y, low, high) of one length, "
-                f"got lengths {[len(values) for values in line]}"
-            )
-        if len(line) == 4:
-            axis.fill_between(line[0], line[2], line[3], color=colour, alpha=0.16, linewidth=0)
-        axis.plot(line[0], line[1], color=colour)
-    for value in panel.references.values():
-        axis.axhline(float(value), color=GREY, linewidth=1.8, linestyle=(0, (4, 3)), zorder=1)
-    axis.margins(x=0.02)
-    axis.set_title(panel.title, loc="left")
-    axis.set_xlabel(panel.x)
-    above = dict(xycoords="axes fraction", textcoords="offset points", va="bottom", color=GREY)
-    axis.annotate(panel.y, (0, 1), xytext=(0, 9), **above)
-    for line, log, ticks in ((axis.xaxis, panel.log_x, 4), (axis.yaxis, panel.log_y, 5)):
-        steps = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(ticks, steps=(1, 2, 2.5, 5, 10))
-        line.set_major_locator(steps)
-        line.set_minor_formatter(NullFormatter())
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if panel.log_y:
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-
-
-def _name_lines(axis: Any, panel: Panel) -> None:
-    """Write each name at the right edge, at the height where its line ends, none over another."""
-    names = list(panel.series) + list(panel.references)
-    colours = [c for _, c in zip(panel.series, _cycle(COLOURS), strict=False)]
-    colours += [GREY] * len(panel.references)
-    ends = [np.asarray(line.get_ydata()) for line in axis.lines]  # in the order they were drawn
-    ends = [float(y[np.isfinite(y)][-1]) if np.isfinite(y).any() else math.nan for y in ends]
-    named = [i for i, end in enumerate(ends) if math.isfinite(end)]
-    ends = [axis.transData.transform((1, ends[i]))[1] for i in named]
-    line_height = axis.figure.dpi / 72 * _STYLE["font.size"] * 1.15
-    for i, end, height in zip(named, ends, _spread(ends, line_height), strict=True):
-        fraction = axis.transAxes.inverted().transform((0, end))[1]
-        shift = (height - end) * 72 / axis.figure.dpi
-        axis.annotate(
-            names[i],
-            (1, fraction),
-            xytext=(6, shift),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            va="center",
-            color=colours[i],
-            annotation_clip=False,
-        )
-
-
-def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights moved as little as it takes to lie `gap` apart, in the same order."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    moved = list(heights)
-    for _ in range(200):
-        for low, high in pairwise(order):
-            overlap = gap - (moved[high] - moved[low])
-            if overlap > 0:
-                moved[low], moved[high] = moved[low] - overlap / 2, moved[high] + overlap / 2
-    return moved
+def _same_length(name: str, values: Sequence[str] | None, others: str, n: int) -> None:
+    if values and len(values) != n:
+        raise ValueError(f"{name} must be as many as the {others} ({n}), got {len(values)}")
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -426,89 +306,3 @@ def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     finally:
         beside.unlink(missing_ok=True)
     return path
-
-
-# -------------------------------------------------------------------------------- text and measure
-
-
-class _Block(NamedTuple):
-    """Wrapped text: lines of (words, size, colour, bold)."""
-
-    lines: list[tuple[str, int, str, bool]]
-    width: int
-    height: int
-
-
-def _block(text: str, width: int, size: int = BODY, *, bold: bool = False, grey: bool = False):
-    lines = []
-    for i, paragraph in enumerate(text.split("\n") if text else []):
-        look = (SMALL, GREY, False) if i else (size, GREY if grey else INK, bold)
-        lines += [(line, *look) for line in _wrap(paragraph, width, look[0], look[2])]
-    widest = max((_length(words, size, bold) for words, size, _, bold in lines), default=0)
-    return _Block(lines, _even(widest), _even(sum(_leading(line[1]) for line in lines)))
-
-
-def _wrap(text: str, width: int, size: int, bold: bool) -> list[str]:
-    lines = [""]
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}" if lines[-1] else word
-        if lines[-1] and _length(longer, size, bold) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
-@cache
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-
-
-def _length(text: str, size: int, bold: bool) -> float:
-    return _font(4 * size, bold).getlength(text) / 4 * CONDENSED
-
-
-def _leading(size: int) -> int:
-    return round(size * 1.3)
-
-
-def _write(canvas: Image.Image, block: _Block, x: int, y: int, centred: bool) -> None:
-    for words, size, colour, bold in block.lines:
-        # Drawn four times larger and reduced: even strokes, free of the pixel grid, and condensed.
-        large = Image.new("L", (int(4 * _length(words, size, bold) / CONDENSED) + 8, 6 * size))
-        ImageDraw.Draw(large).text((4, 4 * size), words, 255, _font(4 * size, bold), anchor="ls")
-        small = (max(1, round(large.width / 4 * CONDENSED)), large.height // 4)
-        mask = large.resize(small, Image.Resampling.LANCZOS)
-        canvas.paste(colour, (x - mask.width // 2 if centred else x, y), mask)
-        y += _leading(size)
-
-
-def _cell_width(room: int, pictures: Sequence[np.ndarray]) -> int:
-    """The widest cell that enlarges all images by whole factors, if there is one."""
-    room = max(2, min(room, LARGEST))
-    whole = math.lcm(2, *{images.shape[2] for images in pictures})
-    return room // whole * whole if whole <= room else room // 2 * 2
-
-
-def _resized(image: np.ndarray, width: int, height: int) -> Image.Image:
-    smaller = image.shape[1] > width
-    how = Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST
-    return Image.fromarray(image).resize((width, height), how)
-
-
-def _even(value: float) -> int:
-    return math.ceil(value / 2) * 2  # so that animations can be halved exactly
-
-
-def _cycle(colours: Sequence[str]) -> Iterable[str]:
-    while True:
-        yield from colours
-
-
-def _same_length(name: str, values: Sequence[str] | None, others: str, n: int) -> None:
-    if values and len(values) != n:
-        raise ValueError(f"{name} must be as many as the {others} ({n}), got {len(values)}")

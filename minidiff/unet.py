@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.device import attention
+from minidiff.device import attention, enlarge
 
 SiteTap = Callable[[str, Tensor], Tensor]
 
@@ -181,7 +181,7 @@ class Up(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.conv(enlarge(x))
 
 
 class UNet(nn.Module):

@@ -68,6 +68,18 @@ def test_large_scores_do_not_overflow():
     assert device.attention(1e3 * q, 1e3 * k, v).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_enlarging_equals_torchs_with_its_gradient(dtype):
+    x = torch.randn(2, 3, 5, 4).to(dtype).requires_grad_()
+    out, expected = device.enlarge(x), F.interpolate(x, scale_factor=2, mode="nearest")
+    assert torch.equal(out, expected) and out.is_contiguous()
+    assert not torch.equal(out, x.repeat(1, 1, 2, 2))  # tiles are something else
+    weight = torch.randint(-8, 8, out.shape).to(dtype)  # whole numbers: sums are exact
+    (ours,) = torch.autograd.grad((out * weight).sum(), x)
+    (theirs,) = torch.autograd.grad((expected * weight).sum(), x)
+    assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("cuda", [False, True])
 def test_the_best_device(cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minidiff import plot
+from minidiff import charts, plot, typeset
 from minidiff.plot import Panel, animate, curves, grid, heatmap_over, pixels, rows, save, trajectory
 
 
@@ -234,7 +234,7 @@ def test_curves_refuse_ragged_lines():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=7))
 def test_names_keep_their_order_and_distance(heights):
-    moved = plot._spread(heights, 10)
+    moved = charts._spread(heights, 10)
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     steps = np.diff([moved[i] for i in order])
     assert (steps > 9.5).all()
@@ -356,8 +356,9 @@ def test_animation_refuses_bad_frames(tmp_path):
 
 
 def test_plot_is_cheap_to_import_and_never_uses_pyplot():
-    tree = ast.parse(Path(plot.__file__).read_text())
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert not any("pyplot" in ast.unparse(node) for node in imports)
-    assert any("matplotlib" in ast.unparse(node) for node in imports)
-    assert not any("matplotlib" in ast.unparse(node) for node in imports if node in tree.body)
+    for module in (plot, charts, typeset):
+        tree = ast.parse(Path(module.__file__).read_text())
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not any("pyplot" in ast.unparse(node) for node in imports)
+        assert any("matplotlib" in ast.unparse(node) for node in imports)
+        assert not any("matplotlib" in ast.unparse(node) for node in imports if node in tree.body)

