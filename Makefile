@@ -1,7 +1,7 @@
 # `make demo` and `make test` work on a bare machine with Python 3.10 to 3.13: .ci/setup makes .venv
 # and installs the pinned packages; later calls reuse it. PYTHON=python3.12 chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint bench figures env clean
+.PHONY: help demo test slow lint bench figures cards env clean
 PY := .venv/bin/python
 
 help:  ## show this list
@@ -27,6 +27,10 @@ bench: env  ## time minidiff beside diffusers
 
 figures: env  ## draw every picture the README and the lessons show
 	for script in figures/*.py; do $(PY) "$$script" || exit 1; done
+
+cards: env  ## measure the shipped models and write their cards (needs CIFAR-10 and butterflies)
+	for model in shapes cifar10 butterflies; do \
+	  $(PY) -m minidiff evaluate $$model --card data/$$model.md || exit 1; done
 
 env:  ## make .venv with what development needs
 	@.ci/setup requirements-dev.txt

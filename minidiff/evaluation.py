@@ -95,7 +95,26 @@ def report_shapes(model: Diffusion, n: int = 500, scale: float = 3.0) -> list[Fi
             shuffled = [captions[i - 1] for i in range(n)]
             control = shapes.grade(shuffled, drawn)
             figures.append(share("control: the same pictures, captions exchanged", control, "%"))
+    corner = [shapes.Scene(shapes.Thing("circle", "red"), "bottom right", "white")] * 64
+    drawn = sample_many(model, shapes.captions(corner), scale=scale)[:, :, 1:9, 1:9]
+    note = "period of two pixels against other periods; 1 is none"
+    figures.append(Figure("texture in flat corners", texture(drawn), note=note))
     return figures
+
+
+def texture(images: Tensor) -> float:
+    """How much of the variation of flat areas has a period of two pixels, against the rest.
+
+    Flat areas (B,3,8,8) cut from pictures, a linear shading is no matter; about 1 without a
+    texture of the patch's size.
+    """
+    flat, ramp = images - images.mean((2, 3), keepdim=True), torch.arange(8) - 3.5
+    for slope in (ramp, ramp[:, None]):
+        flat = flat - slope * (flat * slope).mean((2, 3), keepdim=True) / ramp.square().mean()
+    power = torch.fft.fft2(flat).abs().square().mean((0, 1))  # (8, 8), frequency 4 has period 2
+    others = [1, 2, 3, 5, 6, 7]
+    period_two = torch.cat([power[4], power[[0, *others], 4]]).mean()
+    return (period_two / power[others][:, others].mean()).sqrt().item()
 
 
 def report_cifar10(

@@ -10,7 +10,7 @@ import torch
 from minidiff import evaluation, zoo
 from minidiff.cards import line
 from minidiff.data import shapes
-from minidiff.evaluation import Figure, report_shapes, sample_many, share, split
+from minidiff.evaluation import Figure, report_shapes, sample_many, share, split, texture
 from minidiff.schedule import NoiseSchedule
 from minidiff.unet import UNet, UNetConfig
 
@@ -58,7 +58,7 @@ dist.destroy_process_group()
 
 
 def test_the_shapes_report_passes_the_truth_and_fails_noise(monkeypatch):
-    def truth(model, captions, *, seed, **_):
+    def truth(model, captions, **_):
         return shapes.render([by_caption[c] for c in captions])[0]
 
     by_caption = {}
@@ -71,13 +71,22 @@ def test_the_shapes_report_passes_the_truth_and_fails_noise(monkeypatch):
 
     monkeypatch.setattr(shapes, "captions", remember)
     monkeypatch.setattr(evaluation, "sample_many", truth)
-    *kinds, _ = figures = report_shapes(None, n=64)
-    control = figures[1]
+    *kinds, _ = report_shapes(None, n=64)
+    control = kinds.pop(1)
     assert "control" in control.what and control.value < 10
-    assert all(figure.value > 99 for figure in figures if figure is not control)
+    assert len(kinds) == 4 and all(figure.value > 99 for figure in kinds)
 
     monkeypatch.setattr(evaluation, "sample_many", lambda m, c, **_: torch.randn(len(c), 3, 32, 32))
-    assert all(figure.value == 0 for figure in report_shapes(None, n=16))
+    assert all(figure.value == 0 for figure in report_shapes(None, n=16)[:-1])
+
+
+def test_texture_sees_a_pattern_of_two_pixels():
+    noise = 0.01 * torch.randn(64, 3, 8, 8)
+    assert 0.8 < texture(noise) < 1.2
+    stripes = 0.01 * torch.tensor([1.0, -1.0]).repeat(4)
+    assert texture(noise + stripes) > 2
+    assert texture(noise + stripes[:, None]) > 2
+    assert texture(noise + stripes * stripes[:, None] / 0.01) > 2
 
 
 def test_every_tenth_is_held_out():
