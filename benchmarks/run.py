@@ -9,7 +9,8 @@ Three workers hold the same weights, each in a process of its own with two threa
   processor has it, attention written out on CPUs, memory kept between steps).
 
 A ratio is diffusers' median time over ours, above 1 where minidiff is faster, with a 95% bootstrap
-interval over the rounds. The full run (some ten minutes on two free cores) also writes benchmarks/RESULTS.md.
+interval over the rounds. The full run, some ten minutes on two free cores, also writes
+benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations

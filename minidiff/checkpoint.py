@@ -30,6 +30,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) ->
         save_file(tensors, temporary, metadata={KEY: json.dumps(about)})
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
+        temporary.chmod(0o644)  # safetensors makes files that nobody else can read
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"could not save {path}: {error}; an earlier file there is intact") from error

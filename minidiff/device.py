@@ -40,8 +40,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Mixed precision where it pays: bfloat16 autocast, else plain float32."""
-    if has_fast_bfloat16(device):
+    """Mixed precision where it pays: bfloat16 autocast, else plain float32.
+
+    Held around a whole sampling loop it casts each weight once, not once a step.
+    """
+    if has_fast_bfloat16(device) and not torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
 

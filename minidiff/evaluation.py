@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from minidiff import metrics
 from minidiff.classifier import load_classifier
 from minidiff.data import images, shapes
+from minidiff.device import autocast
 from minidiff.guidance import clamp
 from minidiff.noise import per_image
 from minidiff.samplers import Step, ddim_step, sample
@@ -59,7 +60,8 @@ def sample_many(
         index = mine[start : start + batch]
         own = [generators[i] for i in index]
         denoise = clamp(model.denoiser([prompts[i] for i in index], scale))
-        x = sample(step, denoise, model.noise(len(index), own), path, generator=own)
+        with autocast(model.device):
+            x = sample(step, denoise, model.noise(len(index), own), path, generator=own)
         done.update(zip(index, x.cpu(), strict=True))
     if dist.is_initialized():
         parts = [None] * world()

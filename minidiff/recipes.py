@@ -88,7 +88,7 @@ def captioned_shapes(size: int = 32) -> Recipe:
     return Recipe(
         data=TrainingSet(drawn, encoder.tokenize(captions), null),
         network=network,
-        train=TrainConfig(images=1_000_000, learning_rate=1e-3, flip=False),
+        train=TrainConfig(images=900_000, learning_rate=1e-3, cooldown=0.4, flip=False),
         schedule=NoiseSchedule.cosine(),
         predicts="v",
         size=size,
@@ -111,7 +111,7 @@ def cifar10(size: int = 32) -> Recipe:
     return Recipe(
         data=_labelled(data.images, data.labels, len(data.classes)),
         network=replace(SMALL, classes=len(data.classes)),
-        train=TrainConfig(images=1_100_000, learning_rate=8e-4, min_snr=5.0),
+        train=TrainConfig(images=450_000, learning_rate=8e-4, min_snr=5.0),
         schedule=NoiseSchedule.cosine(),
         predicts="v",
         size=size,
@@ -174,7 +174,7 @@ def _unlabelled(pictures: Tensor, size: int, card: dict) -> Recipe:
     return Recipe(
         data=TrainingSet(pictures),
         network=network,
-        train=TrainConfig(images=250_000, learning_rate=8e-4, min_snr=5.0),
+        train=TrainConfig(images=100_000, learning_rate=8e-4, warmup=10_000, min_snr=5.0),
         schedule=NoiseSchedule.cosine(),
         predicts="v",
         size=size,

@@ -18,7 +18,7 @@ from minidiff.denoiser import Denoiser, Prediction, Tap, as_denoiser
 from minidiff.device import autocast, best_device, place
 from minidiff.guidance import clamp, weighted_prompts
 from minidiff.noise import Randomness, per_image, randn
-from minidiff.samplers import Frame, Step, ddim_step, trajectory
+from minidiff.samplers import Frame, Step, ddim_step, sample, trajectory
 from minidiff.schedule import NoiseLevel, NoiseSchedule
 from minidiff.text import TextConfig, TextEncoder
 from minidiff.unet import UNet, UNetConfig
@@ -169,12 +169,11 @@ class Diffusion:
         progress: bool = False,
     ) -> Tensor:
         """n images (n, 3, size, size) in [-1, 1] of one prompt, or of n prompts."""
-        from tqdm.auto import tqdm
-
-        frames = self.frames(prompt, n, scale=scale, steps=steps, seed=seed, step=step)
-        for frame in tqdm(frames, total=steps, desc="sampling", unit="step", disable=not progress):
-            x = frame.x
-        return x
+        generators = per_image(Generator().manual_seed(seed), n)
+        denoise = clamp(self.denoiser(prompt, scale))
+        x, path = self.noise(n, generators), self.schedule.path(steps)
+        with autocast(self.device):
+            return sample(step, denoise, x, path, generator=generators, progress=progress)
 
 
 def _rows(condition: Tensor | None, n: int) -> Tensor | None:
@@ -220,10 +219,10 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     if "text" in about:
         encoder = TextEncoder(TextConfig(**about["text"]))
         checkpoint.fill(encoder, _part(tensors, "encoder."), str(path))
-        encoder.eval().requires_grad_(False)
+        encoder.eval()
     elif "classes" in about:
         encoder = ClassLabels(tuple(about["classes"]))
-    network.eval().requires_grad_(False)
+    network.eval()
     schedule = NoiseSchedule(tensors["alpha_bar"])
     model = Diffusion(network, schedule, about["predicts"], about["size"], encoder, about["card"])
     return model.to(device or best_device())
@@ -251,7 +250,7 @@ def from_diffusers(
         patterns = ["*.json", "*.safetensors"]
         folder = Path(snapshot_download(str(folder_or_hub_id), allow_patterns=patterns))
     network, schedule, predicts = diffusers_format.read(folder)
-    network.eval().requires_grad_(False)
+    network.eval()
     names = tuple(str(i) for i in range(network.config.classes))
     encoder = ClassLabels(names, has_null=False) if names else None
     size = diffusers_format.image_size(folder)

@@ -47,7 +47,7 @@ def test_what_is_saved_comes_back(kind, tmp_path):
     prompt = {"text": "a red circle", "classes": "dog", "plain": None}[kind]
     one, two = (m.sample(prompt, 2, steps=3) for m in (model, again))
     assert (one - two).abs().max() < 0.1  # the weights were rounded to half precision
-    assert not any(p.requires_grad for p in again.network.parameters())
+    assert not again.network.training
 
 
 def test_image_i_of_a_seed_is_the_same_alone_and_in_a_batch():
@@ -68,6 +68,8 @@ def test_sample_is_the_composition_it_claims_to_be():
         ddim_step, denoise, model.noise(2, generators), model.schedule.path(5), generator=generators
     )
     assert torch.equal(x, model.sample("a red circle", 2, scale=3, steps=5))
+    *_, last = model.frames("a red circle", 2, scale=3, steps=5)
+    assert torch.equal(x, last.x) and not last.x.requires_grad
 
 
 def test_scale_one_is_the_plain_condition_and_zero_the_null_one():
