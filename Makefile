@@ -26,6 +26,7 @@ bench: env  ## time minidiff beside diffusers
 	$(PY) -m benchmarks.run
 
 figures: env  ## draw every picture the README and the lessons show
+	$(PY) -m minidiff demo
 	for script in figures/*.py; do $(PY) "$$script" || exit 1; done
 
 cards: env  ## measure the shipped models and write their cards (needs CIFAR-10 and butterflies)

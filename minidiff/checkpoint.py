@@ -61,7 +61,10 @@ def about(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     if described is None:
         raise ValueError(f"{path} holds weights, but was not written by minidiff")
-    return json.loads(described)
+    try:
+        return dict(json.loads(described))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the description in {path} is damaged: {error}") from error
 
 
 def fill(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            click.echo(str(stop) or "stopped", err=True)
+            ctx.exit(130)
         except (ValueError, OSError, FloatingPointError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -68,6 +72,7 @@ def sample(prompts, model, number, scale, steps, seed, out) -> None:
     from minidiff import evaluation, plot, training, zoo
 
     _positive(number=number, steps=steps)
+    _png(out)
     _join_processes()
     trained = zoo.load(model)
     if scale is None:
@@ -76,9 +81,12 @@ def sample(prompts, model, number, scale, steps, seed, out) -> None:
     images = evaluation.sample_many(trained, wanted, scale=scale, steps=steps, seed=seed)
     if training.rank() > 0:
         return
-    labels = list(prompts) or [model]
-    sheet = plot.rows(list(zip(labels, images.split(number), strict=True)))
-    plot.save(sheet, out)
+    labels = list(prompts) or [Path(model).stem]
+    rows = []
+    for label, part in zip(labels, images.split(number), strict=True):
+        first, *more = part.split(10)  # wider sheets are hard to see
+        rows += [(label, first), *[("", row) for row in more]]
+    plot.save(plot.rows(rows), out)
     click.echo(f"{len(wanted)} images: {out}")
 
 
@@ -126,7 +134,7 @@ def train(data, out, size, float32, resume, tensorboard, multipliers, predicts, 
         recipe = _recipe(data, size)
     given = {name: value for name, value in given.items() if value is not None}
     if "images" in given:
-        given["images"] = int(given["images"])
+        given["images"] = int(min(given["images"], 1e15))
     if "min_snr" in given:
         given["min_snr"] = given["min_snr"] or None
     if float32:
@@ -151,7 +159,8 @@ def train(data, out, size, float32, resume, tensorboard, multipliers, predicts, 
     if training.rank() == 0:
         click.echo(f"{recipe.card['data']}: {len(recipe.data.images)} images, on {run.device}")
         click.echo(f"estimate: {estimate(run)}")
-    training.fit(run, on_save=_Saver(recipe, out, tensorboard))
+    command = " ".join(["minidiff", *sys.argv[1:]])
+    training.fit(run, on_save=_Saver(recipe, command, out, tensorboard))
     if training.rank() == 0:
         click.echo(f"trained: {out / 'model.safetensors'}, log and previews beside it")
 
@@ -164,6 +173,7 @@ def demo(out) -> None:
     """Draw a sheet with every trained model: words, classes, butterflies, and how they come."""
     from minidiff.demo import draw
 
+    _png(out)
     start = time.perf_counter()
     draw(out, say=click.echo)
     click.echo(f"{time.perf_counter() - start:.0f} s: {out}")
@@ -203,8 +213,8 @@ def evaluate(model, name, number, card) -> None:
 class _Saver:
     """After each save of a run: the model to sample from, a preview sheet, TensorBoard."""
 
-    def __init__(self, recipe, out: Path, tensorboard: bool):
-        self.recipe, self.out, self.board = recipe, out, None
+    def __init__(self, recipe, command: str, out: Path, tensorboard: bool):
+        self.recipe, self.command, self.out, self.board = recipe, command, out, None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -214,9 +224,15 @@ class _Saver:
 
     def __call__(self, run) -> None:
         from minidiff import plot, training, zoo
+        from minidiff.device import describe
 
         model = self.recipe.model(run.average)
-        model.card |= {"images_seen": run.seen, "minutes": round(run.seconds / 60, 1)}
+        model.card |= {
+            "command": self.command,
+            "images_seen": run.seen,
+            "minutes": round(run.seconds / 60, 1),
+            "machine": describe(run.device),
+        }
         zoo.save(self.out / "model.safetensors", model)
         prompts = list(self.recipe.previews)
         scale = 2.0 if model.encoder else 1.0
@@ -283,6 +299,11 @@ def _integers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"--multipliers {text!r}: expected whole numbers like 1,2,2") from None
+
+
+def _png(out: str) -> None:
+    if Path(out).suffix.lower() != ".png":
+        raise ValueError(f"--out {out}: pictures are written as .png files")
 
 
 def _positive(**values: int) -> None:

@@ -107,7 +107,8 @@ def denoising_loss(
         raise ValueError(
             f"the network returned {tuple(out.shape)} for images of shape {tuple(target.shape)}"
         )
-    each = F.mse_loss(out.float(), target, reduction="none").mean(dim=(1, 2, 3))  # (B,)
+    exact = torch.promote_types(target.dtype, torch.float32)  # at least float32
+    each = F.mse_loss(out.to(exact), target.to(exact), reduction="none").mean((1, 2, 3))  # (B,)
     return (each if weight is None else weight * each).mean()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import sys
 
@@ -39,6 +40,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def describe(device: torch.device) -> str:
+    """The hardware in words, for cards and logs."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads of a {device.type.upper()}"
+
+
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """Mixed precision where it pays: bfloat16 autocast, else plain float32.
 
@@ -53,6 +61,15 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
     """The network on its device, in the memory layout that is fastest there."""
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     return network.to(device, memory_format=layout)
+
+
+def compile_on_gpu(network: nn.Module, device: torch.device) -> None:
+    """Compile the network in place where that pays: in long runs on a GPU with Triton.
+
+    On CPUs it takes half a minute and gains nothing over eager bfloat16.
+    """
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        network.compile()
 
 
 def keep_memory() -> None:

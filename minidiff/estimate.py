@@ -51,8 +51,8 @@ def estimate(run: Run) -> Estimate:
     for _ in range(3):
         start = time.perf_counter()
         loss(part).backward()
-        if run.device.type == "cuda":
-            torch.cuda.synchronize()
+        if run.device.type != "cpu":
+            torch.accelerator.synchronize()
         times.append(time.perf_counter() - start)
     run.optimizer.zero_grad()
     left = c.images - run.seen

@@ -47,8 +47,8 @@ def weighted_prompts(
 ) -> Denoiser:
     """Several weighted conditions in one batched call; `null` gets 1 - sum(weights).
 
-    Every condition has the batch's shape (B, ...). The rule is that of v-diffusion's cfg_sample
-    (Crowson 2021): one prompt of weight 3 is classifier-free guidance of scale 3.
+    Every condition has the batch's shape (B, ...), or one row for all of it. The rule is that of
+    v-diffusion's cfg_sample (Crowson 2021): one prompt of weight 3 is guidance of scale 3.
     """
     if len(conditions) != len(weights):
         raise ValueError(
@@ -56,14 +56,12 @@ def weighted_prompts(
         )
     _check_sum([1 - sum(weights), *weights])
     read = reader(predicts)
-    condition = torch.cat([null, *conditions])
     shares = [1 - sum(weights), *weights]
 
     def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
         n = len(shares)
-        many = x.repeat(n, 1, 1, 1)  # (n*B,3,H,W), condition by condition
-        if len(condition) != len(many):
-            raise ValueError(f"each condition must hold {len(x)} rows, one an image of the batch")
+        many = torch.cat([x] * n)  # (n*B,3,H,W), condition by condition
+        condition = torch.cat([for_batch(c, len(x)) for c in (null, *conditions)])
         out = network(many, network_time(many, level), condition).chunk(n)
         return read(x, level, sum(share * o for share, o in zip(shares, out, strict=True)))
 
@@ -99,7 +97,8 @@ def on_x0(
 
     eps -= scale * sigma * g, with g the gradient of `log_prob(x0)` (B,) with respect to x_t. The
     shortcut `through_network=False` takes the network for a constant: it is cheaper, and too
-    large at high noise (see Prediction: dx0/dx_t is then 1/alpha).
+    large at high noise (dx0/dx_t is then 1/alpha). The guided prediction is a constant: to
+    fine-tune through a sampler, put the score into the loss instead.
     """
     _check_finite(scale)
 
@@ -139,11 +138,20 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 0.995) -> Denoiser:
 
     def thresholded(x: Tensor, level: NoiseLevel) -> Prediction:
         x0 = denoise(x, level).x0
-        s = torch.quantile(x0.abs().flatten(1), percentile, dim=1).clamp(min=1)  # (B,)
+        sizes = x0.abs().float() if x0.dtype in (torch.half, torch.bfloat16) else x0.abs()
+        s = torch.stack([torch.quantile(size, percentile) for size in sizes])  # (B,)
+        s = s.clamp(min=1).to(x0.dtype)
         s = s.reshape(-1, *[1] * (x0.ndim - 1))
         return _of_x0(x, level, x0.clamp(-s, s) / s)
 
     return thresholded
+
+
+def for_batch(condition: Tensor, n: int) -> Tensor:
+    """One row of condition (1 or n, ...) for each of n images."""
+    if len(condition) not in (1, n):
+        raise ValueError(f"{len(condition)} conditions for {n} images: expected one, or one each")
+    return condition.expand(n, *condition.shape[1:])
 
 
 def _of_x0(x: Tensor, level: NoiseLevel, x0: Tensor) -> Prediction:

@@ -214,7 +214,12 @@ def _two_sets(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         )
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("features must be finite, got NaN or infinite values")
-    return a.double(), b.double()
+    return _float64(a), _float64(b)
+
+
+def _float64(values: Tensor) -> Tensor:
+    """In double precision, on the CPU where the device (mps) has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _shuffled(n: int, generator: torch.Generator | None) -> Tensor:
@@ -236,7 +241,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
             f"psnr compares images of one shape (B, C, H, W), "
             f"got {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    error = (a.double() - b.double()).square().mean((1, 2, 3))  # (B,)
+    error = (_float64(a) - _float64(b)).square().mean((1, 2, 3))  # (B,)
     return 10 * torch.log10(4 / error)
 
 
@@ -328,7 +333,7 @@ def bootstrap(
         raise ValueError(
             f"bootstrap needs at least two finite values, got shape {tuple(values.shape)}"
         )
-    values = values.double()
+    values = _float64(values)
     device = generator.device if generator else None
     drawn: list[Any] = []
     for _ in range(resamples):

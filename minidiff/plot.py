@@ -170,7 +170,7 @@ def trajectory(
     image above the x0 predicted from it; several images as one row of predicted x0 each.
     Predictions beyond [-1, 1] are clipped, as they are large where there is mostly noise.
     """
-    frames = list(frames)
+    frames = [frame for frame in frames if frame.prediction is not None]  # climbs have none
     if not frames:
         raise ValueError("a trajectory needs at least one frame, got none")
     if images < 1 or columns < 1:
@@ -252,7 +252,9 @@ def animate(frames: Iterable[Any], path: str | Path, fps: float = 12) -> Path:
     path = _ending(path, ".gif")
     if not 0 < fps <= 50:
         raise ValueError(f"fps must lie in (0, 50], the speeds a GIF can show, got {fps}")
-    pictures = [_frame_picture(frame) for frame in frames]
+    pictures = [
+        _frame_picture(frame) for frame in frames if getattr(frame, "prediction", 0) is not None
+    ]
     if len({picture.size for picture in pictures}) != 1:
         sizes = sorted({picture.size for picture in pictures})
         raise ValueError(f"an animation needs frames of one size, got sizes {sizes}")

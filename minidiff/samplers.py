@@ -15,14 +15,14 @@ from torch import Tensor
 
 from minidiff.denoiser import Denoiser, Prediction
 from minidiff.noise import Randomness, per_image, randn
-from minidiff.schedule import NoiseLevel
+from minidiff.schedule import NoiseLevel, renoise
 
 Past = Sequence[tuple[NoiseLevel, Prediction]]
 Step = Callable[..., tuple[Tensor, Prediction]]
 
 
 class Frame(NamedTuple):
-    """An image at its level, and the prediction it was made from (None for a climb or a start)."""
+    """An image at its level, and the prediction it was made from (None for a climb)."""
 
     x: Tensor
     level: NoiseLevel
@@ -147,7 +147,8 @@ def trajectory(
     """Walk x (B,3,H,W) along `path`, a Frame a move.
 
     `edit(x, level) -> x` follows every move; `climb(x, here, there) -> x` replaces the step where
-    the path goes up (ValueError if it does and there is no climb). Gradients flow through.
+    the path goes up (ValueError if it does and there is no climb); `renoise` itself, given as
+    climb, draws from `generator` as the steps do. Gradients flow through.
     """
     if len(path) < 2:
         raise ValueError(f"a path of {len(path)} levels goes nowhere: expected at least 2")
@@ -158,7 +159,9 @@ def trajectory(
         if there.sigma > here.sigma:
             if climb is None:
                 raise ValueError(f"the path climbs from t = {here.t} to {there.t}: pass climb=")
-            x, past = climb(x, here, there), ()
+            # renoise is given its noise from here: a seed then settles the climbs too
+            noise = (randn(x.shape, generator, like=x),) if climb is renoise else ()
+            x, past = climb(x, here, there, *noise), ()
         else:
             x, prediction = step(denoise, x, here, there, past, generator=generator)
             past = ((here, prediction),)

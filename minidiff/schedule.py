@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -103,7 +103,7 @@ class NoiseSchedule:
         "linspace" visits both T and 1; "log_snr" spaces log(alpha/sigma) evenly from T to 1
         (DPM-Solver's grid; t is then fractional). A list of t is taken as it is.
         """
-        if not isinstance(steps, int):
+        if isinstance(steps, Iterable):
             return [self.level(t) for t in steps]
         if not 1 <= steps <= self.T:
             raise ValueError(
@@ -164,8 +164,8 @@ def add_noise(x0: Tensor, level: NoiseLevel, noise: Tensor) -> Tensor:
 def renoise(x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Tensor | None = None) -> Tensor:
     """A draw of q(x_there | x_here), for `there` noisier than `here` (DDPM, equation 2).
 
-    As it stands it is the `climb` of a trajectory, with noise of torch's own state; for seeded
-    noise pass `lambda x, here, there: renoise(x, here, there, randn(...))`.
+    As it stands it is the `climb` of a trajectory, which gives it noise of its own generator;
+    without `noise` it draws from torch's state.
     """
     ratio = there.alpha / here.alpha
     variance = there.sigma**2 - (ratio * here.sigma) ** 2

@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 
 from minidiff import checkpoint
 from minidiff.denoiser import denoising_loss, min_snr_weight
-from minidiff.device import autocast
+from minidiff.device import autocast, compile_on_gpu
 from minidiff.schedule import NoiseSchedule
 
 
@@ -48,6 +48,16 @@ class TrainConfig:
     save_every: int = 50_000
 
     def __post_init__(self):
+        for name in ("images", "batch", "accumulate", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+        if self.learning_rate < 0 or not 0 <= self.ema < 1 or not 0 <= self.cooldown <= 1:
+            raise ValueError(
+                f"learning_rate {self.learning_rate}, ema {self.ema}, cooldown {self.cooldown}: "
+                "expected a rate from 0, a decay in [0, 1) and a share in [0, 1]"
+            )
+        if self.min_snr is not None and not self.min_snr > 0:
+            raise ValueError(f"min_snr is {self.min_snr}: expected a gamma above 0, or None")
         if self.batch % (self.accumulate * world()):
             raise ValueError(
                 f"a batch of {self.batch} does not divide into {world()} processes "
@@ -182,7 +192,7 @@ class Run:
         c = self.config
         rise = (self.seen + c.batch) / max(c.warmup, 1)
         fall = (c.images - self.seen) / max(c.cooldown * c.images, 1)
-        return c.learning_rate * min(1.0, rise, fall)
+        return c.learning_rate * max(0.0, min(1.0, rise, fall))
 
     def advance(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the loss and the gradient's norm, still on the device."""
@@ -228,7 +238,7 @@ class Run:
             for key, value in self.optimizer.state[p].items():
                 tensors[f"optimizer.{key}.{name}"] = value
         about = {"kind": "training state", "step": self.step, "seconds": self.seconds}
-        about["config"] = asdict(self.config)
+        about["config"] = asdict(self.config) | self._what()
         checkpoint.save(self.state_file, tensors, about)
 
     def resume(self) -> None:
@@ -236,7 +246,7 @@ class Run:
         tensors, about = checkpoint.load(self.state_file, self.device)
         if about.get("kind") != "training state":
             raise ValueError(f"{self.state_file} is not the state of a training run")
-        ours, theirs = asdict(self.config), about["config"]
+        ours, theirs = asdict(self.config) | self._what(), about["config"]
         for free in ("images", "accumulate", "log_every", "save_every"):
             theirs[free] = ours[free]
         if ours != theirs:
@@ -251,6 +261,15 @@ class Run:
                 _, kind, name = key.split(".", 2)
                 self.optimizer.state[named[name]][kind] = value
         self.step, self.seconds = about["step"], about.get("seconds", 0.0)
+
+    def _what(self) -> dict:
+        """What is learnt from what: a run is only resumed with the same."""
+        levels = self.objective.schedule.alpha_bar
+        return {
+            "predicts": self.objective.predicts,
+            "schedule": [len(levels), round(levels.sum().item(), 6)],
+            "data": len(self.data.images),
+        }
 
     @property
     def state_file(self) -> Path:
@@ -270,6 +289,7 @@ def fit(
     log = Log(run.out / "log.csv", run.seen) if rank() == 0 else None
     bar = _bar(run, progress)
     run.objective.train()
+    compile_on_gpu(run.objective.network, run.device)
     if dist.is_initialized():
         run.parallel = nn.parallel.DistributedDataParallel(run.objective)
     every = {"log": config.log_every, "save": config.save_every}
@@ -282,11 +302,13 @@ def fit(
             crossed = {
                 k for k, n in every.items() if run.seen // n > (run.seen - config.batch) // n
             }
-            done = run.step == run.steps or interrupted()
-            if not (crossed or done):
+            last = run.step == run.steps
+            if not (crossed or last or (interrupted() and world() == 1)):
                 continue
+            stop = _any_process(interrupted(), run.device)  # several processes stop together
+            done = last or stop
             value = torch.stack(losses).mean().item()
-            _refuse_nan(value, run)
+            _refuse_nan(value + 0 * norm.item(), run)
             if "log" in crossed or done:
                 seconds = time.perf_counter() - started
                 run.seconds += seconds
@@ -299,9 +321,18 @@ def fit(
                 run.save()
                 if on_save is not None and rank() == 0:
                     on_save(run)
-            if interrupted():
+            if stop:
                 raise KeyboardInterrupt(f"stopped after {run.seen} images; all is saved")
     return run.average
+
+
+def _any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up in any process: all of them stop at the same step."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags)
+    return flags.item() > 0
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from minidiff import checkpoint, diffusers_format
 from minidiff.denoiser import Denoiser, Prediction, Tap, as_denoiser
 from minidiff.device import autocast, best_device, place
-from minidiff.guidance import clamp, weighted_prompts
+from minidiff.guidance import clamp, for_batch, weighted_prompts
 from minidiff.noise import Randomness, per_image, randn
 from minidiff.samplers import Frame, Step, ddim_step, sample, trajectory
 from minidiff.schedule import NoiseLevel, NoiseSchedule
@@ -114,21 +114,20 @@ class Diffusion:
         if scale != 1 and tap is not None:
             raise ValueError("a tap sees one condition: use classifier_free on two denoisers")
         wanted = self.condition(prompts)
-        null = self.condition([negative] * len(prompts)) if scale != 1 else None
+        if scale != 1:
+            null = self.condition([negative] * len(prompts))
+            return weighted_prompts(self.run, [wanted], [scale], null, predicts=self.predicts)
 
         def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
-            c = _rows(wanted, len(x))
-            if scale == 1:
-                return as_denoiser(self.run, c, predicts=self.predicts, tap=tap)(x, level)
-            guided = weighted_prompts(
-                self.run, [c], [scale], _rows(null, len(x)), predicts=self.predicts
-            )
-            return guided(x, level)
+            c = wanted if wanted is None else for_batch(wanted, len(x))
+            return as_denoiser(self.run, c, predicts=self.predicts, tap=tap)(x, level)
 
         return denoise
 
     def noise(self, n: int, generators: Randomness) -> Tensor:
-        """Pure noise (n, 3, size, size), what sampling starts from."""
+        """Pure noise (n, 3, size, size), what sampling starts from. ValueError unless n >= 1."""
+        if n < 1:
+            raise ValueError(f"cannot draw {n} images: expected at least 1")
         like = next(self.network.parameters())
         return randn((n, 3, self.size, self.size), per_image(generators, n), like=like)
 
@@ -176,15 +175,6 @@ class Diffusion:
             return sample(step, denoise, x, path, generator=generators, progress=progress)
 
 
-def _rows(condition: Tensor | None, n: int) -> Tensor | None:
-    """One row of condition for each of n images."""
-    if condition is None or len(condition) == n:
-        return condition
-    if len(condition) != 1:
-        raise ValueError(f"{len(condition)} prompts for {n} images: expected one, or one an image")
-    return condition.expand(n, *condition.shape[1:])
-
-
 def save(path: str | Path, model: Diffusion) -> None:
     """Write a model in half precision, whole or not at all."""
     tensors = {f"network.{k}": v.half() for k, v in model.network.state_dict().items()}
@@ -213,26 +203,39 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     tensors, about = checkpoint.load(path)
     if about.get("kind") != "diffusion":
         raise ValueError(f"{path} holds a {about.get('kind')}, not a diffusion model")
+    try:
+        return _built(tensors, about, str(path)).to(device or best_device())
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} was written by another version of minidiff: {error}") from error
+
+
+def _built(tensors: dict[str, Tensor], about: dict, what: str) -> Diffusion:
+    """The model of a file's contents, on the CPU."""
     network = UNet(UNetConfig(**about["network"]))
-    checkpoint.fill(network, _part(tensors, "network."), str(path))
+    checkpoint.fill(network, _part(tensors, "network."), what)
     encoder = None
     if "text" in about:
         encoder = TextEncoder(TextConfig(**about["text"]))
-        checkpoint.fill(encoder, _part(tensors, "encoder."), str(path))
+        checkpoint.fill(encoder, _part(tensors, "encoder."), what)
         encoder.eval()
     elif "classes" in about:
         encoder = ClassLabels(tuple(about["classes"]))
     network.eval()
     schedule = NoiseSchedule(tensors["alpha_bar"])
-    model = Diffusion(network, schedule, about["predicts"], about["size"], encoder, about["card"])
-    return model.to(device or best_device())
+    return Diffusion(network, schedule, about["predicts"], about["size"], encoder, about["card"])
 
 
 def names() -> dict[str, Path]:
     """The models that ship with minidiff: name -> file."""
     found = [f for folder in FOLDERS if folder.is_dir() for f in folder.glob("*.safetensors")]
-    models = {f.stem: f for f in sorted(found) if checkpoint.about(f).get("kind") == "diffusion"}
-    return models
+    return {f.stem: f for f in sorted(found) if _is_model(f)}
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        return checkpoint.about(path).get("kind") == "diffusion"
+    except ValueError:  # a foreign or damaged file in the folder is no model of ours
+        return False
 
 
 def from_diffusers(
@@ -246,9 +249,21 @@ def from_diffusers(
     folder = Path(folder_or_hub_id)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
 
         patterns = ["*.json", "*.safetensors"]
-        folder = Path(snapshot_download(str(folder_or_hub_id), allow_patterns=patterns))
+        try:
+            found = snapshot_download(str(folder_or_hub_id), allow_patterns=patterns, token=False)
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+            raise FileNotFoundError(
+                f"{str(folder_or_hub_id)!r} is not a folder here, and was not fetched from the "
+                f"Hugging Face hub: {str(error).splitlines()[0]}"
+            ) from error
+        folder = Path(found)
     network, schedule, predicts = diffusers_format.read(folder)
     network.eval()
     names = tuple(str(i) for i in range(network.config.classes))

@@ -35,6 +35,10 @@ def test_truncated_foreign_and_missing_files_are_refused(tmp_path):
     save_file({"a": torch.randn(2)}, path)
     with pytest.raises(ValueError, match="not written by minidiff"):
         checkpoint.load(path)
+    for broken in ("{oops", "7"):
+        save_file({"a": torch.randn(2)}, path, metadata={checkpoint.KEY: broken})
+        with pytest.raises(ValueError, match="the description in .* is damaged"):
+            checkpoint.load(path)
     torch.save({"a": torch.randn(2)}, path)  # a pickle is never opened
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         checkpoint.load(path)

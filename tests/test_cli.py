@@ -89,6 +89,8 @@ def test_train_resume_and_sample_a_folder_of_pictures(run, pictures, tmp_path):
         (["sample", "--model", "nothing"], "there is no model 'nothing'"),
         (["sample", "-n", "0"], "--number 0: expected at least 1"),
         (["sample", "--steps", "0"], "--steps 0: expected at least 1"),
+        (["sample", "--out", "x.jpg"], "written as .png"),
+        (["demo", "--out", "x.jpg"], "written as .png"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(run, arguments, told):
@@ -103,6 +105,13 @@ def test_bad_training_options_are_told(run, pictures, tmp_path):
         (["--multipliers", "1,x"], "expected whole numbers like 1,2,2"),
         (["--channels", "17"], "does not divide"),
         (["--batch", "10", "--accumulate", "3"], "does not divide"),
+        (["--accumulate", "0"], "accumulate is 0: expected at least 1"),
+        (["--batch", "0"], "batch is 0"),
+        (["--images", "0"], "images is 0"),
+        (["--save-every", "0"], "save_every is 0"),
+        (["--learning-rate", "-1"], "learning_rate -1.0"),
+        (["--ema", "2"], "ema 2.0"),
+        (["--min-snr", "-1"], "min_snr is -1.0"),
     ):
         result = run("train", *out, *options)
         assert result.exit_code == 1 and told in result.output, result.output

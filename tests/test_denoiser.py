@@ -148,6 +148,14 @@ def test_the_network_sees_the_noisy_image_its_time_and_its_condition():
     assert denoising_loss(network, x0, level, z, "red") < 1e-12
 
 
+def test_the_loss_keeps_double_precision():
+    x0 = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+    off = torch.full_like(x0, 1e-9)  # lost if the loss were in single precision
+    level, ones = SCHEDULE.level(torch.tensor([5, 900])), torch.ones_like(x0)
+    loss = denoising_loss(lambda x, t, condition: ones + off, x0, level, ones)
+    assert loss.item() == pytest.approx(1e-18, rel=1e-6)
+
+
 def test_weights_count_image_by_image():
     x0, level, z = batch(4)
     error = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(4, 1, 1, 1)

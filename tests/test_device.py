@@ -158,3 +158,17 @@ def test_memory_is_kept():
     if faults["default"] < 100:
         pytest.skip("this system keeps freed memory by itself")
     assert faults["keep"] < 0.1 * faults["default"]
+
+
+def test_networks_are_compiled_on_gpus_only(monkeypatch):
+    called = []
+    network = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(network, "compile", lambda: called.append(True), raising=False)
+    device.compile_on_gpu(network, torch.device("cpu"))
+    assert not called
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    device.compile_on_gpu(network, torch.device("cuda"))
+    assert not called
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name)
+    device.compile_on_gpu(network, torch.device("cuda"))
+    assert called

@@ -175,7 +175,7 @@ def test_prompts_are_refused_unless_they_match_the_weights_and_the_batch():
     null = rows(WEIGHTS, 2)
     with pytest.raises(ValueError, match="2 conditions but 1 weights"):
         weighted_prompts(network, [null, null], [1.0], null)
-    with pytest.raises(ValueError, match="must hold 3 rows, one an image"):
+    with pytest.raises(ValueError, match="2 conditions for 3 images: expected one"):
         weighted_prompts(network, [null], [1.0], null)(noise(3), LEVEL)
 
 

@@ -173,6 +173,14 @@ def test_trajectory_clips_wild_predictions():
         trajectory([])
 
 
+def test_climbs_have_no_prediction_to_show(tmp_path):
+    path = frames(4)
+    climbing = [path[0], path[1], path[1]._replace(prediction=None), *path[2:]]
+    assert np.array_equal(np.asarray(trajectory(climbing)), np.asarray(trajectory(path)))
+    with_climb = plot.animate(climbing, tmp_path / "climbing.gif").read_bytes()
+    assert with_climb == plot.animate(path, tmp_path / "down.gif").read_bytes()
+
+
 def test_heatmap_is_hot_where_the_map_is():
     maps = torch.zeros(2, 8, 8)
     maps[0, 2, 5] = 0.01  # small values count by their share of the maximum

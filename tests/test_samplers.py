@@ -576,6 +576,20 @@ def test_a_seed_gives_the_same_image_alone_and_in_a_batch_of_16(step):
     assert not torch.equal(together(x)[:1], together(x[:1]))
 
 
+def test_climbing_by_renoise_is_settled_by_the_seed():
+    levels = SCHEDULE.path(8)[::-1]
+    path = [levels[k] for k in jumps(8, 2, 2)]
+    x = randn((4, 3, 8, 8), seeded(1))
+
+    def images(x, climb):
+        return sample(ddim_step, pixelwise, x, path, climb=climb, generator=seeded())
+
+    assert torch.equal(images(x, renoise), images(x, renoise))
+    assert torch.equal(images(x, renoise)[:1], images(x[:1], renoise))
+    # Mutant: noise of torch's own state.
+    assert not torch.equal(images(x, climb), images(x, climb))
+
+
 def test_a_wrong_number_of_generators_is_refused():
     with pytest.raises(ValueError, match="2 generators for 3 images: expected one an image"):
         sample(SMALL, EXACT, noise(3), SCHEDULE.path(2), generator=[seeded(), seeded()])

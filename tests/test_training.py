@@ -266,6 +266,20 @@ def test_nan_stops_the_run_and_names_the_last_good_state(tmp_path):
     assert resumed.step == 4  # saved after 64 images, before the fault
 
 
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
+    run = tiny_run(tmp_path)
+    advance = run.advance
+
+    def breaks():
+        loss, norm = advance()
+        return (loss, norm * float("inf")) if run.step == 8 else (loss, norm)
+
+    run.advance = breaks
+    with pytest.raises(FloatingPointError):
+        fit(run, progress=False)
+    assert checkpoint.about(tmp_path / "state.safetensors")["step"] == 4
+
+
 def test_estimate_counts_and_changes_nothing(tmp_path):
     run, fresh = tiny_run(tmp_path), tiny_run(tmp_path)
     told = estimate(run)
@@ -303,6 +317,10 @@ def test_resuming_another_run_is_refused(tmp_path):
         tiny_run(tmp_path, replace(TINY, channels=32)).resume()
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         tiny_run(tmp_path / "nowhere").resume()
+    run = tiny_run(tmp_path)
+    run.objective.predicts = "eps"
+    with pytest.raises(ValueError, match="another predicts"):
+        run.resume()
     longer = tiny_run(tmp_path, images=640)
     longer.resume()  # more images is how a run is prolonged
     assert longer.step == 1

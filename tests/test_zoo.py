@@ -118,8 +118,9 @@ def test_a_tap_sees_the_network():
         ("plain", lambda m: m.sample("cat"), "unconditional"),
         ("plain", lambda m: m.sample(None, scale=3), "guidance needs a conditional model"),
         ("classes", lambda m: m.sample("cat", scale=float("nan")), "finite"),
-        ("classes", lambda m: m.sample(["cat", "dog"], 3), "2 prompts for 3 images"),
+        ("classes", lambda m: m.sample(["cat", "dog"], 3), "2 conditions for 3 images"),
         ("classes", lambda m: m.sample("cat", steps=1001), "1001 steps"),
+        ("classes", lambda m: m.sample("cat", 0), "cannot draw 0 images"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(kind, call, told):
@@ -140,6 +141,12 @@ def test_unknown_names_and_other_files_are_refused(tmp_path):
     checkpoint.save(tmp_path / "x.safetensors", {"a": torch.ones(1)}, {"kind": "classifier"})
     with pytest.raises(ValueError, match="holds a classifier, not a diffusion model"):
         zoo.load(tmp_path / "x.safetensors")
+    zoo.save(tmp_path / "m.safetensors", make("plain"))
+    tensors, about = checkpoint.load(tmp_path / "m.safetensors")
+    for changed in (about | {"network": {"depth": 3}}, {k: about[k] for k in ("kind", "network")}):
+        checkpoint.save(tmp_path / "x.safetensors", tensors, changed)
+        with pytest.raises(ValueError, match="written by another version of minidiff"):
+            zoo.load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("name", sorted(zoo.names()))

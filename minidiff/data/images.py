@@ -219,7 +219,7 @@ def cifar10(train: bool = True) -> ImageSet:
     its published host; if that is dead or slow, from a mirror (either way its MD5 is checked); and
     last from the Hugging Face hub, which needs pyarrow (SHA-256 of images and labels checked).
 
-    Raises ConnectionError when nothing could be fetched, RuntimeError when local files are damaged.
+    Raises ConnectionError when nothing could be fetched, ValueError when local files are damaged.
     """
     from torchvision.datasets import CIFAR10
 
@@ -237,7 +237,7 @@ def cifar10(train: bool = True) -> ImageSet:
         try:
             files = CIFAR10(str(root), train=train)  # checks every MD5 before it unpickles
         except RuntimeError:
-            raise RuntimeError(
+            raise ValueError(
                 f"{folder} is incomplete or damaged (MD5): delete it, and it is downloaded again"
             ) from None
     images = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
@@ -305,4 +305,4 @@ def _load(path: Path) -> ImageSet:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return ImageSet(**tensors, classes=tuple(json.loads(file.metadata()["classes"])))
     except SafetensorError:
-        raise RuntimeError(f"{path} is damaged: delete it, and it is made again") from None
+        raise ValueError(f"{path} is damaged: delete it, and it is made again") from None

@@ -28,6 +28,7 @@ from minidiff.data.shapes import (
     random_scenes,
     read,
     render,
+    render_things,
 )
 
 
@@ -97,8 +98,8 @@ def test_held_out_pairs_are_kept_out_and_can_be_asked_for():
 def test_a_scene_of_a_seed_does_not_depend_on_how_many_are_drawn():
     assert random_scenes(40, seeded(3))[:7] == random_scenes(7, seeded(3))
     scenes = random_scenes(40, seeded(3))
-    images, masks = render(scenes, generator=seeded(4))
-    few_images, few_masks = render(scenes[:3], generator=seeded(4))
+    images, masks = render_things(scenes, generator=seeded(4))
+    few_images, few_masks = render_things(scenes[:3], generator=seeded(4))
     assert torch.equal(images[:3], few_images) and torch.equal(masks[:3], few_masks)
     assert not torch.equal(images, render(scenes, generator=seeded(5))[0])
 
@@ -134,11 +135,11 @@ def test_bad_input_is_named(make, message):
 
 def test_pictures_have_the_promised_ranges_and_look_the_same_at_every_size():
     scenes = random_scenes(64, seeded(6), pairs=0.5)
-    images, masks = render(scenes, generator=seeded(7))
+    images, masks = render_things(scenes, generator=seeded(7))
     assert images.shape == (64, 3, 32, 32) and masks.shape == (64, 2, 32, 32)
     assert -1 <= images.min() and images.max() <= 1
     assert masks.min() == 0 and masks.max() == 1
-    fine, fine_masks = render(scenes, 256, generator=seeded(7))
+    fine, fine_masks = render_things(scenes, 256, generator=seeded(7))
     # anti-aliasing: a pixel is close to the mean of the 64 fine pixels in it
     assert (F.avg_pool2d(fine, 8) - images).abs().mean() < 0.01
     assert (F.avg_pool2d(fine_masks, 8) - masks).abs().mean() < 0.002
@@ -146,9 +147,17 @@ def test_pictures_have_the_promised_ranges_and_look_the_same_at_every_size():
     assert (F.avg_pool2d(fine_masks, 8) - masks.round()).abs().mean() > 0.005
 
 
+def test_a_mask_is_the_union_of_its_things():
+    scenes = random_scenes(32, seeded(11))
+    images, mask = render(scenes, generator=seeded(12))
+    same, each = render_things(scenes, generator=seeded(12))
+    assert torch.equal(images, same) and mask.shape == (32, 1, 32, 32)
+    assert torch.equal(mask[:, 0], torch.maximum(each[:, 0], each[:, 1]))
+
+
 def test_masks_cover_the_things_and_only_them():
     scenes = [Scene(Thing("star", "red"), "top left", "mint"), PAIR]
-    images, masks = render(scenes)
+    images, masks = render_things(scenes)
     light = drawing.light(32)
     ink = drawing.rgb(COLOUR_VALUES)
     ground = drawing.rgb(BACKGROUND_VALUES)
@@ -166,7 +175,7 @@ def test_masks_cover_the_things_and_only_them():
 
 def test_things_stand_where_the_words_say():
     scenes = random_scenes(300, seeded(23))
-    masks = render(scenes, generator=seeded(24))[1]
+    masks = render_things(scenes, generator=seeded(24))[1]
     axis = (torch.arange(32) + 0.5) / 32
     area = masks.sum(dim=(2, 3)).clamp_min(1e-9)  # (300, 2)
     across = (masks.sum(dim=2) * axis).sum(dim=2) / area

@@ -8,7 +8,7 @@ no scene explains the picture. So the claims made about a generative model can b
 """
 
 from minidiff.data.shapes.captions import WORDS, caption, captioned, captions, holds
-from minidiff.data.shapes.drawing import render
+from minidiff.data.shapes.drawing import render, render_things
 from minidiff.data.shapes.oracle import TOLERANCE, explain, grade, read
 from minidiff.data.shapes.scenes import (
     BACKGROUND_VALUES,
@@ -33,6 +33,6 @@ __all__ = (
     ["Scene", "Thing", "random_scenes", "random_codes", "encode", "decode"]
     + ["SHAPES", "COLOURS", "SIZES", "TEXTURES", "BACKGROUNDS", "POSITIONS", "RELATIONS"]
     + ["COLOUR_VALUES", "BACKGROUND_VALUES", "HELD_OUT"]
-    + ["render", "caption", "captions", "captioned", "holds", "WORDS"]
+    + ["render", "render_things", "caption", "captions", "captioned", "holds", "WORDS"]
     + ["read", "grade", "explain", "TOLERANCE"]
 )

@@ -4,6 +4,7 @@ import re
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from minidiff.data.shapes.drawing import render
 from minidiff.data.shapes.scenes import (
@@ -116,7 +117,8 @@ def captioned(
     """
     codes = random_codes(n, generator, held_out=False if seen_only else None)
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
-    for start in range(0, n, 256):
+    starts = range(0, n, 256)
+    for start in tqdm(starts, desc="drawing scenes", unit="batch", delay=1, disable=None):
         drawn, _ = render(codes[start : start + 256], size, generator)
         images[start : start + 256] = ((drawn + 1) * 127.5).round().to(torch.uint8)
     return images, captions(decode(codes), generator)

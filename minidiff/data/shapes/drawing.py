@@ -157,11 +157,24 @@ def render(
 ) -> tuple[Tensor, Tensor]:
     """Draw scenes (or their codes, (B, 11)) as pictures of `size` pixels.
 
-    Returns images (B, 3, size, size) in [-1, 1] and masks (B, 2, size, size) in [0, 1]: how much
-    of each pixel the thing and the other thing cover (all zeros where there is no other). The
-    generator moves each thing a little within its cell and changes its radius a little; without
-    one, things stand in the middle of their cells. Picture i of a seed is the same whatever B is.
+    Returns images (B, 3, size, size) in [-1, 1] and masks (B, 1, size, size) in [0, 1]: how much
+    of each pixel is covered by things. The generator moves each thing a little within its cell
+    and changes its radius a little; without one, things stand in the middle of their cells.
+    Picture i of a seed is the same whatever B is.
     """
+    images, each = render_things(scenes, size, generator, device=device)
+    return images, each.amax(dim=1, keepdim=True)
+
+
+def render_things(
+    scenes: list[Scene] | Tensor,
+    size: int = 32,
+    generator: torch.Generator | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `render`, with the mask of each thing: (B, 2, size, size), the thing's and the other's
+    (all zeros where there is no other)."""
     if size < 8:
         raise ValueError(f"a picture has at least 8 pixels a side, got size={size}")
     codes = scenes if isinstance(scenes, Tensor) else encode(scenes)

@@ -37,8 +37,10 @@ def read(images: Tensor) -> Scene | None | list[Scene | None]:
         raise ValueError(f"expected square images of 32, 64, 96, ... pixels, got {shape[-2:]}")
     if images.ndim == 3:
         return read(images[None])[0]
+    if images.device.type == "mps":  # which lacks the solver that fitting needs
+        images = images.cpu()
     scenes: list[Scene | None] = []
-    for batch in images.split(64):  # bounds the memory
+    for batch in images.split(64) if len(images) else ():  # bounds the memory
         codes, misfit = explain(F.avg_pool2d(batch.detach().float(), shape[-1] // _SIDE))
         found = zip(decode(codes), misfit.tolist(), strict=True)
         scenes += [scene if error <= TOLERANCE else None for scene, error in found]
