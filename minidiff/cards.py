@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from PIL import Image
@@ -11,6 +10,7 @@ from torch import Generator
 from minidiff import plot
 from minidiff.data import shapes
 from minidiff.evaluation import Figure
+from minidiff.files import atomic
 from minidiff.zoo import ClassLabels, Diffusion
 
 
@@ -56,9 +56,8 @@ By `minidiff evaluate {name} --card data/{name}.md`; intervals are 95%.
 
 {card["limits"]}
 """
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sample_sheet(model: Diffusion) -> Image.Image:

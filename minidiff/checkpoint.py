@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from minidiff.files import atomic
 
 KEY = "minidiff"  # the metadata entry that holds our JSON
 
@@ -22,21 +22,13 @@ def save(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) ->
     The file appears under its name only once it is complete on the disk. OSError in one sentence if
     it cannot be written; what stood there before is then untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={KEY: json.dumps(about)})
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        temporary.chmod(0o644)  # safetensors makes files that nobody else can read
-        os.replace(temporary, path)
+        with atomic(path) as temporary:
+            save_file(tensors, temporary, metadata={KEY: json.dumps(about)})
+            temporary.chmod(0o644)  # safetensors makes files that nobody else can read
     except (OSError, SafetensorError) as error:
         raise OSError(f"could not save {path}: {error}; an earlier file there is intact") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict]:

@@ -11,11 +11,10 @@ has to match a legend.
 """
 
 import math
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from minidiff.charts import COLOURS, Panel, curves
+from minidiff.files import atomic
 from minidiff.typeset import HEADING, SMALL, WIDTH, Block, even, set_text, write
 
 __all__ = [
@@ -238,7 +238,9 @@ def save(picture: Image.Image, path: str | Path) -> Path:
     """
     path = _ending(path, ".png")
     plain = Image.fromarray(np.asarray(picture.convert("RGB")))  # leaves metadata behind
-    return _write_whole(path, lambda file: plain.save(file, "PNG", optimize=True))
+    with atomic(path) as temporary:
+        plain.save(temporary, "PNG", optimize=True)
+    return path
 
 
 def animate(frames: Iterable[Any], path: str | Path, fps: float = 12) -> Path:
@@ -265,7 +267,9 @@ def animate(frames: Iterable[Any], path: str | Path, fps: float = 12) -> Path:
     while len(gif) > 1_000_000 and every < len(flat):
         every = max(every + 1, math.ceil(every * len(gif) / 1_000_000))
         gif = _gif(flat[::-every][::-1], fps / every)  # counted from the end: the last one stays
-    return _write_whole(path, lambda file: file.write(gif))
+    with atomic(path) as temporary:
+        temporary.write_bytes(gif)
+    return path
 
 
 def _gif(frames: Sequence[Image.Image], fps: float) -> bytes:
@@ -294,17 +298,4 @@ def _ending(path: str | Path, suffix: str) -> Path:
     path = Path(path)
     if path.suffix.lower() != suffix:
         raise ValueError(f"the file name must end in {suffix}, got {path.name!r}")
-    return path
-
-
-def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
-    """Write beside the target and move there at the end, so that no half-written file is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
     return path

@@ -307,7 +307,7 @@ def test_a_full_disk_costs_nothing(tmp_path, monkeypatch):
     before = target.read_bytes()
 
     def half(self, file, *arguments, **options):
-        file.write(b"half")
+        file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half)

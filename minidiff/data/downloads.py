@@ -11,7 +11,6 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -43,18 +42,6 @@ def data_root() -> Path:
     if (clone / "pyproject.toml").is_file():
         return clone / "data" / "downloads"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
-
-
-@contextmanager
-def atomic(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its place only when the block succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------ hosts and mirrors

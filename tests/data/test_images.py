@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from minidiff import files
 from minidiff.data import downloads
 from minidiff.data import images as module
 from minidiff.data.images import (
@@ -385,7 +386,7 @@ def test_importing_costs_no_torchvision_and_no_hub_client():
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     target = tmp_path / "cache.bin"
     target.write_text("old")
-    with pytest.raises(OSError, match="disk full"), downloads.atomic(target) as temporary:
+    with pytest.raises(OSError, match="disk full"), files.atomic(target) as temporary:
         temporary.write_text("half")
         raise OSError("disk full")
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
