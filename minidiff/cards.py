@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from PIL import Image
-from torch import Generator
+from torch import Generator, Tensor
 
-from minidiff import plot
-from minidiff.data import shapes
-from minidiff.evaluation import Figure
+from minidiff import metrics, plot
+from minidiff.data import images, shapes
+from minidiff.evaluation import Figure, split
 from minidiff.files import atomic
 from minidiff.zoo import ClassLabels, Diffusion
+
+TRAINING_IMAGES = {
+    "cifar10": lambda: images.to_float(images.cifar10().images),
+    "butterflies": lambda: split(images.to_float(images.butterflies().images))[0],
+}
 
 
 def line(figure: Figure) -> str:
@@ -29,6 +34,11 @@ def write(path: str | Path, name: str, model: Diffusion, figures: list[Figure]) 
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
     card = model.card
     rows = "\n".join(f"- {line(figure)}" for figure in figures)
+    beside = ""
+    if name in TRAINING_IMAGES:
+        nearest = path.with_name(f"{path.stem}_neighbours.png")
+        plot.save(neighbour_sheet(model, TRAINING_IMAGES[name]()), nearest)
+        beside = f"\n\n![samples and their nearest training images]({nearest.name})"
     text = f"""# {name}
 
 {card["description"]}
@@ -50,7 +60,7 @@ The sheet is drawn from seed 0; nothing in it is chosen.
 
 By `minidiff evaluate {name} --card data/{name}.md`; intervals are 95%.
 
-{rows}
+{rows}{beside}
 
 ## Limits
 
@@ -60,12 +70,20 @@ By `minidiff evaluate {name} --card data/{name}.md`; intervals are 95%.
         temporary.write_text(text, encoding="utf-8")
 
 
+def neighbour_sheet(model: Diffusion, train: Tensor) -> Image.Image:
+    """Samples of seed 0, above the training images (N,3,H,W) nearest to them in pixels."""
+    classes = model.encoder.names[:8] if isinstance(model.encoder, ClassLabels) else [None] * 8
+    drawn = model.sample(classes, len(classes), scale=1 if None in classes else 2).cpu()
+    _, index = metrics.nearest_neighbours(drawn, train, flip=True)
+    return plot.rows([("samples", drawn), ("nearest\ntraining images", train[index[:, 0]])])
+
+
 def sample_sheet(model: Diffusion) -> Image.Image:
     """Samples of seed 0: a row a class, captions drawn at random, or just images."""
     if isinstance(model.encoder, ClassLabels):
         names = model.encoder.names
-        images = model.sample([n for n in names for _ in range(8)], 8 * len(names), scale=2)
-        return plot.grid(images.cpu(), columns=8, row_labels=names)
+        drawn = model.sample([n for n in names for _ in range(8)], 8 * len(names), scale=2)
+        return plot.grid(drawn.cpu(), columns=8, row_labels=names)
     if model.encoder is None:
         return plot.grid(model.sample(n=32).cpu(), columns=8)
     captions = shapes.captions(shapes.random_scenes(32, Generator().manual_seed(0)))

@@ -110,7 +110,7 @@ STANDS_ON = {
     "recipes": ("data", "training", "zoo", "evaluation"),
     "evaluation": ("data", "classifier", "training", "zoo"),
     "demo": ("plot", "zoo"),
-    "cards": ("data", "plot", "evaluation", "zoo", "files"),
+    "cards": ("data", "metrics", "plot", "evaluation", "zoo", "files"),
 }
 TOP = {"__init__", "__main__", "cli"}  # may import anything
 
