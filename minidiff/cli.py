@@ -223,8 +223,9 @@ class _Saver:
             self.board = SummaryWriter(out)
 
     def __call__(self, run) -> None:
-        from minidiff import plot, training, zoo
+        from minidiff import plot, zoo
         from minidiff.device import describe
+        from minidiff.log import last_row
 
         model = self.recipe.model(run.average)
         model.card |= {
@@ -240,7 +241,7 @@ class _Saver:
         labels = [str(p) for p in prompts] if model.encoder else None
         plot.save(plot.grid(images.cpu(), labels), self.out / f"preview_{run.seen:09d}.png")
         if self.board is not None:
-            for name, value in training.last_row(run).items():
+            for name, value in last_row(run.out).items():
                 self.board.add_scalar(name, float(value), run.seen)
             self.board.add_images("preview", (images.cpu() + 1) / 2, run.seen)
 

@@ -7,7 +7,6 @@ over processes or accumulated over smaller batches sees exactly the same numbers
 from __future__ import annotations
 
 import copy
-import csv
 import functools
 import math
 import signal
@@ -25,6 +24,7 @@ from torch import Generator, Tensor, nn
 from minidiff import checkpoint
 from minidiff.denoiser import denoising_loss, min_snr_weight
 from minidiff.device import autocast, compile_on_gpu
+from minidiff.log import Log
 from minidiff.schedule import NoiseSchedule
 
 
@@ -379,35 +379,3 @@ def _bar(run: Run, progress: bool):
         desc="training",
         disable=not progress or rank() > 0,
     )
-
-
-def last_row(run: Run) -> dict[str, str]:
-    """The latest line of the run's log."""
-    with open(run.out / "log.csv", newline="") as f:
-        return list(csv.DictReader(f))[-1]
-
-
-class Log:
-    """A CSV of the run. Rows after `seen` images, left by a run that was killed, are dropped."""
-
-    columns = ("images", "loss", "gradient_norm", "learning_rate", "images_per_second")
-
-    def __init__(self, path: Path, seen: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = []
-        if seen and path.is_file():
-            with open(path, newline="") as f:
-                rows = [r for r in csv.DictReader(f) if int(r["images"]) <= seen]
-        self.file = open(path, "w", newline="")
-        self.writer = csv.DictWriter(self.file, self.columns)
-        self.writer.writeheader()
-        self.writer.writerows(rows)
-        self.file.flush()
-
-    def write(self, seen: int, loss: float, norm: float, rate: float, speed: float) -> None:
-        values = (seen, f"{loss:.6f}", f"{norm:.4f}", f"{rate:.3e}", f"{speed:.1f}")
-        self.writer.writerow(dict(zip(self.columns, values, strict=True)))
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()

@@ -88,7 +88,7 @@ def test_pixels_refuses_what_are_no_images(bad, sentence):
 
 
 def test_pure_noise_may_be_shown():
-    pixels(noise(64, 3, 32, 32))
+    assert pixels(noise(64, 3, 32, 32)).shape == (64, 32, 32, 3)
 
 
 # --------------------------------------------------------------------------------------- sheets

@@ -16,6 +16,7 @@ from torch import Generator, nn
 
 from minidiff import checkpoint
 from minidiff.estimate import estimate
+from minidiff.log import last_row
 from minidiff.schedule import NoiseSchedule
 from minidiff.text import TextConfig, TextEncoder
 from minidiff.training import (
@@ -25,7 +26,6 @@ from minidiff.training import (
     TrainingSet,
     draw_batch,
     fit,
-    last_row,
 )
 from minidiff.unet import UNet, UNetConfig
 
@@ -342,7 +342,7 @@ def test_on_save_sees_the_run_and_its_log(tmp_path):
     seen = []
     fit(
         tiny_run(tmp_path),
-        on_save=lambda run: seen.append((run.seen, last_row(run)["images"])),
+        on_save=lambda run: seen.append((run.seen, last_row(run.out)["images"])),
         progress=False,
     )
     assert seen == [(n, str(n)) for n in (64, 128, 192, 256, 320)]
