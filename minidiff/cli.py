@@ -116,9 +116,14 @@ def sample(prompts, model, number, scale, steps, seed, out) -> None:
 @click.option("--seed", type=int)
 @click.option("--save-every", type=int, help="Images between checkpoints and previews.")
 @click.option("--float32", is_flag=True, help="No mixed precision.")
+@click.option(
+    "--weights", help="Start from a trained model: a name of `minidiff models` or a file."
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard.")
-def train(data, out, size, float32, resume, tensorboard, multipliers, predicts, **given) -> None:
+def train(
+    data, out, size, float32, weights, resume, tensorboard, multipliers, predicts, **given
+) -> None:
     """Train a model; everything not given is the recipe's.
 
     \b
@@ -151,7 +156,10 @@ def train(data, out, size, float32, resume, tensorboard, multipliers, predicts, 
         predicts=predicts or recipe.predicts,
     )
     out = out or Path("runs") / Path(data).name
-    run = training.Run(_placed(recipe.objective()), recipe.data, recipe.train, out)
+    objective = recipe.objective()
+    if weights:
+        recipe.start_from(objective, weights)
+    run = training.Run(_placed(objective), recipe.data, recipe.train, out)
     if resume:
         run.resume()
     elif run.state_file.exists():

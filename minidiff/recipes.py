@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
+from minidiff import checkpoint
 from minidiff.data import images, shapes
 from minidiff.evaluation import split
 from minidiff.schedule import NoiseSchedule
 from minidiff.text import TextConfig, TextEncoder
 from minidiff.training import Objective, TrainConfig, TrainingSet
 from minidiff.unet import UNet, UNetConfig
-from minidiff.zoo import ClassLabels, Diffusion, Prompt
+from minidiff.zoo import ClassLabels, Diffusion, Prompt, load
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,21 @@ class Recipe:
             predicts=self.predicts,
             min_snr=self.train.min_snr,
         )
+
+    def start_from(self, objective: Objective, name_or_path: str) -> None:
+        """Replace fresh weights by those of a trained model, to train it further.
+
+        ValueError if it has another network, vocabulary, schedule or prediction.
+        """
+        model = load(name_or_path, device="cpu")
+        if model.predicts != self.predicts or not torch.equal(
+            model.schedule.alpha_bar, self.schedule.alpha_bar
+        ):
+            raise ValueError(f"{name_or_path} predicts {model.predicts} on another schedule")
+        checkpoint.fill(objective.network, model.network.state_dict(), name_or_path)
+        if objective.encoder is not None:
+            theirs = model.encoder.state_dict() if isinstance(model.encoder, nn.Module) else {}
+            checkpoint.fill(objective.encoder, theirs, name_or_path)
 
     def model(self, trained: Objective) -> Diffusion:
         """The trained network as a model to sample from."""

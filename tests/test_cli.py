@@ -62,6 +62,18 @@ def test_train_resume_and_sample_a_folder_of_pictures(run, pictures, tmp_path):
     with open(out / "log.csv", newline="") as f:
         assert int(list(csv.DictReader(f))[-1]["images"]) == 48
 
+    tuned = tmp_path / "tuned"
+    start = ["--weights", out / "model.safetensors"]
+    told = run(
+        *options[:3], "--out", tuned, *options[5:], "--images", 16, "--learning-rate", 0, *start
+    )
+    assert told.exit_code == 0, told.output
+    one, two = (zoo.load(folder / "model.safetensors") for folder in (out, tuned))
+    weights = two.network.state_dict()
+    assert all(torch.equal(w, weights[k]) for k, w in one.network.state_dict().items())
+    told = run(*options[:3], "--out", tmp_path / "eps", "--predicts", "eps", *options[5:], *start)
+    assert told.exit_code == 1 and "predicts v" in told.output
+
     model = zoo.load(out / "model.safetensors")
     assert model.encoder.names == ("dark", "light") and model.card["images_seen"] == 48
     sheet = tmp_path / "sheet.png"
