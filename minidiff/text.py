@@ -58,7 +58,9 @@ class TextEncoder(nn.Module):
         self.config = config
         self.ids = {word: i + 1 for i, word in enumerate(config.words)}
         self.embedding = nn.Embedding(len(config.words) + 1, config.width)
-        self.positions = nn.Parameter(0.02 * torch.randn(config.length, config.width))
+        # as large as the words: with small positions it takes many times longer to learn which
+        # colour belongs to which shape
+        self.positions = nn.Parameter(torch.randn(config.length, config.width))
         self.blocks = nn.ModuleList(
             TransformerBlock(config.width, config.heads) for _ in range(config.layers)
         )

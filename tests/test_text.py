@@ -1,8 +1,11 @@
 """The word vocabulary and the text encoder."""
 
+import copy
+
 import pytest
 import torch
 
+from minidiff.data import shapes
 from minidiff.text import TextConfig, TextEncoder
 
 CONFIG = TextConfig(
@@ -39,6 +42,40 @@ def test_order_matters_to_every_token(encoder):
     assert (one - two).abs().mean(dim=2).min() > 1e-4
     means = [encoder.embedding(i).mean(1) for i in (ids, swapped)]
     assert torch.allclose(*means, atol=1e-6)
+
+
+def bound_after(encoder: TextEncoder, steps: int = 250) -> float:
+    """How often two learnt queries read the right colours of both things of real captions."""
+    codes = shapes.random_codes(5000, torch.Generator().manual_seed(0), pairs=1.0)
+    ids = encoder.tokenize(shapes.captions(shapes.decode(codes), torch.Generator().manual_seed(0)))
+    colours = codes[:, [4, 8]]
+    torch.manual_seed(1)
+    queries = torch.nn.Parameter(0.1 * torch.randn(2, 128))
+    kv, head = torch.nn.Linear(128, 256), torch.nn.Linear(128, len(shapes.COLOURS))
+    learnt = [*encoder.parameters(), queries, *kv.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(learnt, lr=1e-3, betas=(0.9, 0.99))
+    right = []
+    for _ in range(steps):
+        pick = torch.randint(len(codes), (64,))
+        k, v = kv(encoder(ids[pick])).chunk(2, dim=2)  # (64, 20, 128)
+        read = head((queries @ k.transpose(1, 2) * 128**-0.5).softmax(2) @ v)  # (64, 2, colours)
+        loss = torch.nn.functional.cross_entropy(read.flatten(0, 1), colours[pick].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        right.append((read.argmax(2) == colours[pick]).all(1).float().mean())
+    return torch.stack(right[-20:]).mean().item()
+
+
+def test_colours_are_soon_bound_to_their_things():
+    """And the mutant, small positions as is customary, still mixes them up after as long."""
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(words=shapes.WORDS, length=20))
+    small = copy.deepcopy(encoder)
+    with torch.no_grad():
+        small.positions.mul_(0.02)
+    assert bound_after(encoder) > 0.8
+    assert bound_after(small) < 0.5
 
 
 def test_captions_of_a_batch_do_not_mix(encoder):
