@@ -62,6 +62,6 @@ def draw(path: str | Path, say: Callable[[str], None] = print) -> Path:
 
 def _strip(model: zoo.Diffusion) -> Tensor:
     """The predicted x0 of one image at eight moments."""
-    frames = list(model.frames(CAPTIONS[4], 1, scale=3))
+    frames = list(model.frames(CAPTIONS[2], 1, scale=3))
     picks = [round(i * (len(frames) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)]
     return torch.cat([frames[i].prediction.x0 for i in picks])

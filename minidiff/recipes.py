@@ -114,7 +114,8 @@ def captioned_shapes(size: int = 32) -> Recipe:
             "description": "Draws captioned shapes: one thing, or two with a relation.",
             "data": "200,000 scenes drawn by minidiff.data.shapes",
             "licence": "MIT, as this project",
-            "limits": "It knows only the words of minidiff.data.shapes.WORDS, in such sentences.",
+            "limits": "It knows only the words of minidiff.data.shapes.WORDS, in such sentences. "
+            "Of two things it draws both, but often gives one the looks of the other.",
         },
     )
 
