@@ -27,8 +27,10 @@ def line(figure: Figure) -> str:
     return f"{figure.what}: {value} {figure.note}".rstrip()
 
 
-def write(path: str | Path, name: str, model: Diffusion, figures: list[Figure]) -> None:
-    """Write the card as Markdown, and a sheet of samples beside it."""
+def write(
+    path: str | Path, name: str, model: Diffusion, figures: list[Figure], command: str
+) -> None:
+    """Write the card as Markdown, and a sheet of samples beside it; `command` measured them."""
     path = Path(path)
     sheet = plot.save(sample_sheet(model), path.with_suffix(".png"))
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
@@ -58,7 +60,7 @@ The sheet is drawn from seed 0; nothing in it is chosen.
 
 ## Measured
 
-By `minidiff evaluate {name} --card data/{name}.md`; intervals are 95%.
+By `{command}`; intervals are 95%.
 
 {rows}{beside}
 

@@ -214,7 +214,7 @@ def evaluate(model, name, number, card) -> None:
     for figure in figures:
         click.echo(cards.line(figure))
     if card:
-        cards.write(card, name, trained, figures)
+        cards.write(card, name, trained, figures, " ".join(["minidiff", *sys.argv[1:]]))
         click.echo(f"card: {card}")
 
 

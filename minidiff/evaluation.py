@@ -154,12 +154,9 @@ def report_cifar10(
     ]
 
 
-def report_butterflies(
-    model: Diffusion, n: int = 256, train: Tensor | None = None, held_out: Tensor | None = None
-) -> list[Figure]:
+def report_butterflies(model: Diffusion, n: int = 256) -> list[Figure]:
     """Are they copies? Distances to the training images, against those of held-out butterflies."""
-    if train is None or held_out is None:
-        train, held_out = split(images.to_float(images.butterflies(model.size).images))
+    train, held_out = split(images.to_float(images.butterflies(model.size).images))
     drawn = sample_many(model, [None] * n)
     near = metrics.nearest_neighbours(drawn, train, flip=True)[0][:, 0]
     usual = metrics.nearest_neighbours(held_out, train, flip=True)[0][:, 0]

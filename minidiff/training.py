@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
 from minidiff import checkpoint
+from minidiff.data.images import flip, to_float
 from minidiff.denoiser import denoising_loss, min_snr_weight
 from minidiff.device import autocast, compile_on_gpu
 from minidiff.log import Log
@@ -128,10 +129,9 @@ def draw_batch(data: TrainingSet, config: TrainConfig, T: int, step: int) -> tup
     at = torch.arange(step * B, (step + 1) * B)  # positions in an endless row of epochs
     epochs = (at // n).unique().tolist()
     index = torch.cat([_order(n, config.seed, e)[at[at // n == e] % n] for e in epochs]).to(device)
-    x0 = data.images[index].float() / 127.5 - 1  # (B,3,H,W) in [-1,1]
+    x0 = to_float(data.images[index])  # (B,3,H,W) in [-1,1]
     if config.flip:
-        mirrored = torch.rand(B, generator=generator, device=device) < 0.5
-        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
+        x0 = flip(x0, generator)
     t = torch.randint(1, T + 1, (B,), generator=generator, device=device)
     noise = torch.randn(x0.shape, generator=generator, device=device)
     condition = None

@@ -24,9 +24,10 @@ def test_a_card_says_what_was_measured(tmp_path):
     model = tiny_model()
     model.card = CARD
     figures = [Figure("accuracy", 91.25, 90.0, 92.5, "%"), Figure("distance", 3.14159)]
-    cards.write(tmp_path / "pets.md", "pets", model, figures)
+    cards.write(tmp_path / "pets.md", "pets", model, figures, "minidiff evaluate pets")
     text = (tmp_path / "pets.md").read_text()
     assert "- accuracy: 91.2 (90.0 to 92.5) %" in text and "- distance: 3.14" in text
+    assert "By `minidiff evaluate pets`" in text
     assert "1,234" in text and "`minidiff train --data pets`" in text
     assert sorted(f.name for f in tmp_path.iterdir()) == ["pets.md", "pets.png"]
     with Image.open(tmp_path / "pets.png") as sheet:
@@ -37,7 +38,7 @@ def test_a_card_without_its_facts_is_refused(tmp_path):
     model = tiny_model()
     model.card = {k: v for k, v in CARD.items() if k != "licence"}
     with pytest.raises(KeyError, match="licence"):
-        cards.write(tmp_path / "pets.md", "pets", model, [])
+        cards.write(tmp_path / "pets.md", "pets", model, [], "")
 
 
 def test_the_neighbour_sheet_shows_the_nearest(monkeypatch):

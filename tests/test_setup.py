@@ -104,7 +104,7 @@ STANDS_ON = {
     "editing": ("samplers", "guidance"),
     "classifier": ("data", "metrics", "device", "checkpoint"),
     "log": (),
-    "training": ("denoiser", "noise", "device", "checkpoint", "log"),
+    "training": ("data", "denoiser", "noise", "device", "checkpoint", "log"),
     "estimate": ("training",),
     "diffusers_format": ("unet", "schedule", "checkpoint", "files"),
     "zoo": ("unet", "clip", "text", "checkpoint", "diffusers_format", "guidance", "samplers"),

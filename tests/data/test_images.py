@@ -617,7 +617,7 @@ def test_damaged_local_files_are_named(host, monkeypatch):
 def test_an_archive_cannot_write_outside_its_folder(tmp_path):
     archive = tmp_path / "evil.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
-        for name in ("../../evil", "/tmp/evil-absolute", "fine"):
+        for name in ("../../evil", "/evil-absolute", "fine"):
             entry = tarfile.TarInfo(name)
             entry.size = 1
             tar.addfile(entry, io.BytesIO(b"x"))
