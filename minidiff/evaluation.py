@@ -52,14 +52,14 @@ def sample_many(
     from tqdm.auto import tqdm
 
     generators = per_image(Generator().manual_seed(seed), len(prompts))
-    path = model.schedule.path(steps)
+    path, fast = model.schedule.path(steps), model.for_sampling()
     mine = list(range(rank(), len(prompts), world()))
     done = {}
     starts = range(0, len(mine), batch)
     for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress or rank() > 0):
         index = mine[start : start + batch]
         own = [generators[i] for i in index]
-        denoise = clamp(model.denoiser([prompts[i] for i in index], scale))
+        denoise = clamp(fast.denoiser([prompts[i] for i in index], scale))
         with autocast(model.device):
             x = sample(step, denoise, model.noise(len(index), own), path, generator=own)
         done.update(zip(index, x.cpu(), strict=True))

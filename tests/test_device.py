@@ -136,6 +136,25 @@ def test_a_network_is_placed():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_group_normalisation_is_torchs_in_every_layout():
+    generator = torch.Generator().manual_seed(2)
+    ours, theirs = device.GroupNorm(4, 8), torch.nn.GroupNorm(4, 8)
+    for size in (4, 32):  # below and above what torch's kernels tell apart
+        x = torch.randn(2, 8, size, size, generator=generator)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            torch.testing.assert_close(ours(x.contiguous(memory_format=layout)), theirs(x))
+
+
+def test_sampling_uses_a_copy_in_half_the_bytes_where_that_is_fast(monkeypatch):
+    network = torch.nn.Conv2d(3, 8, 3)
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda _: False)
+    assert device.for_sampling(network, CPU) is network
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda _: True)
+    copy = device.for_sampling(network, CPU)
+    assert copy.weight.dtype == torch.bfloat16 and network.weight.dtype == torch.float32
+    assert copy.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_memory_is_kept():
     """Freed buffers of 64 MB are faulted in anew each time, unless memory is kept."""
     code = """if True:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minidiff import checkpoint, zoo
+from minidiff.device import autocast
 from minidiff.guidance import clamp
 from minidiff.noise import per_image
 from minidiff.samplers import ddim_step, ddpm_step, sample
@@ -63,13 +64,27 @@ def test_image_i_of_a_seed_is_the_same_alone_and_in_a_batch():
 def test_sample_is_the_composition_it_claims_to_be():
     model = make("text")
     generators = per_image(torch.Generator().manual_seed(0), 2)
-    denoise = clamp(model.denoiser("a red circle", 3))
+    denoise = clamp(model.for_sampling().denoiser("a red circle", 3))
     x = sample(
         ddim_step, denoise, model.noise(2, generators), model.schedule.path(5), generator=generators
     )
     assert torch.equal(x, model.sample("a red circle", 2, scale=3, steps=5))
     *_, last = model.frames("a red circle", 2, scale=3, steps=5)
     assert torch.equal(x, last.x) and not last.x.requires_grad
+
+
+def test_the_copy_for_sampling_draws_the_same_and_leaves_the_model_alone():
+    model = make("classes")
+    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    x = model.noise(2, None)
+    exact = model.network(x, torch.tensor([499, 499]), model.condition(["cat", "dog"]))
+    with autocast(model.device):
+        fast = model.for_sampling().network(x, torch.tensor([499, 499]), model.condition([0, 1]))
+    assert (fast - exact).norm() < 0.03 * exact.norm() and fast.dtype == torch.float32
+    wrong = model.network(x, torch.tensor([499, 499]), model.condition(["dog", "cat"]))
+    assert (wrong - exact).norm() > 0.1 * exact.norm()
+    model.sample("cat", 2, steps=2)
+    assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
 
 
 def test_scale_one_is_the_plain_condition_and_zero_the_null_one():
