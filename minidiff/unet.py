@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.device import attention, enlarge
+from minidiff.device import GroupNorm, attention, enlarge
 
 SiteTap = Callable[[str, Tensor], Tensor]
 
@@ -69,18 +69,15 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, c: UNetConfig):
         super().__init__()
-        half = c.channels // 2
-        steps = torch.arange(half, dtype=torch.float32) / (half - c.frequency_shift)
-        self.register_buffer("frequencies", torch.exp(-math.log(10000) * steps), persistent=False)
-        self.cosine_first = c.cosine_first
+        self.config = c
         self.linear1 = nn.Linear(c.channels, 4 * c.channels)
         self.linear2 = nn.Linear(4 * c.channels, 4 * c.channels)
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = t.float()[:, None] * self.frequencies  # (B, half)
-        waves = [angles.sin(), angles.cos()]
-        if self.cosine_first:
-            waves.reverse()
+        half = self.config.channels // 2
+        steps = torch.arange(half, device=t.device) / (half - self.config.frequency_shift)
+        angles = t.float()[:, None] * torch.exp(-math.log(10000) * steps)  # (B, half)
+        waves = [angles.sin(), angles.cos()][:: -1 if self.config.cosine_first else 1]
         return self.linear2(F.silu(self.linear1(torch.cat(waves, dim=1))))  # (B, 4*channels)
 
 
@@ -90,10 +87,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, c: UNetConfig, width_in: int, width: int):
         super().__init__()
         self.scale_shift = c.scale_shift
-        self.norm1 = nn.GroupNorm(c.groups, width_in, c.norm_eps)
+        self.norm1 = GroupNorm(c.groups, width_in, c.norm_eps)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
         self.time = nn.Linear(4 * c.channels, 2 * width if c.scale_shift else width)
-        self.norm2 = nn.GroupNorm(c.groups, width, c.norm_eps)
+        self.norm2 = GroupNorm(c.groups, width, c.norm_eps)
         self.dropout = nn.Dropout(c.dropout)
         self.conv2 = zeros(nn.Conv2d(width, width, 3, padding=1))
         self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
@@ -112,16 +109,17 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Every pixel looks at every pixel, or at every token of a context (B,L,D).
 
-    1x1 convolutions are the linear maps of (B,C,H,W) images: nothing is transposed, and on CPUs
-    they are faster.
+    To ask for its tokens a pixel is told where it is: else "a star left of a ring" takes many times
+    longer to learn. 1x1 convolutions are the linear maps of images, with nothing transposed.
     """
 
     def __init__(self, c: UNetConfig, width: int, context_dim: int = 0):
         super().__init__()
         self.heads = width // (c.head_dim or width)
-        self.norm = nn.GroupNorm(c.groups, width, c.norm_eps)
+        self.norm = GroupNorm(c.groups, width, c.norm_eps)
         if context_dim:
             self.q = nn.Conv2d(width, width, 1)
+            self.place = nn.Conv2d(2, width, 1, bias=False)
             self.kv = nn.Linear(context_dim, 2 * width)
         else:
             self.qkv = nn.Conv2d(width, 3 * width, 1)
@@ -132,7 +130,8 @@ class Attention(nn.Module):
         if context is None:
             q, k, v = self.qkv(h).chunk(3, dim=1)  # each (B,C,H,W)
         else:
-            q = self.q(h)
+            rows, columns = (torch.linspace(-1, 1, n, device=h.device) for n in h.shape[2:])
+            q = self.q(h) + self.place(torch.stack(torch.meshgrid(rows, columns, indexing="ij")))
             k, v = self.kv(context).transpose(1, 2).chunk(2, dim=1)  # each (B,C,L)
         split = (len(x), self.heads, x.shape[1] // self.heads, -1)
         q, k, v = q.reshape(split), k.reshape(split), v.reshape(split)  # (B, heads, d, N or M)
@@ -196,7 +195,6 @@ class UNet(nn.Module):
         self.config = c = config
         widths = [c.channels * m for m in c.multipliers]
         emb = 4 * c.channels
-
         self.time = TimeEmbedding(c)
         self.labels = nn.Embedding(c.classes + c.null_class, emb) if c.classes else None
         self.pooled = nn.Linear(c.context_dim, emb) if c.context_dim else None
@@ -227,9 +225,9 @@ class UNet(nn.Module):
                 level.append(Up(w))
             self.up.append(level)
 
-        self.norm = nn.GroupNorm(c.groups, width, c.norm_eps)
-        # with a patch, unfolded features and the input itself meet in one convolution over real
-        # pixels, so that no texture of the patch's size is left
+        self.norm = GroupNorm(c.groups, width, c.norm_eps)
+        # with a patch, features and the input, as much as the noise calls for, meet on real pixels
+        self.gain = zeros(nn.Linear(emb, c.in_channels)) if c.patch > 1 else None
         fine = width if c.patch == 1 else width // c.patch**2 + c.in_channels
         self.head = zeros(nn.Conv2d(fine, c.out_channels, 3, padding=1))
 
@@ -237,7 +235,6 @@ class UNet(nn.Module):
         self, x: Tensor, t: Tensor, condition: Tensor | None = None, *, tap: SiteTap | None = None
     ) -> Tensor:
         context, emb = self.embed(x, t, condition)
-
         h = self.stem(F.pixel_unshuffle(x, self.config.patch))
         skips = [h]
         for level in self.down:
@@ -254,8 +251,9 @@ class UNet(nn.Module):
                     h = layer(torch.cat([h, skips.pop()], dim=1), emb, context, tap)
 
         h = F.silu(self.norm(h))
-        if self.config.patch > 1:
-            h = torch.cat([F.pixel_shuffle(h, self.config.patch), x.to(h.dtype)], dim=1)
+        if self.gain is not None:
+            fine = x * (1 + self.gain(emb)[:, :, None, None])  # (B, in_channels, H, W)
+            h = torch.cat([F.pixel_shuffle(h, self.config.patch), fine.to(h.dtype)], dim=1)
         return self.head(h).to(x.dtype)
 
     def embed(self, x: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor | None, Tensor]:
@@ -276,6 +274,8 @@ class UNet(nn.Module):
                 f"got images of shape {tuple(x.shape)}: expected (B, {c.in_channels}, H, W) with H "
                 f"and W divisible by {fold}"
             )
+        if x.device != self.stem.weight.device:
+            raise ValueError(f"images on {x.device}, network on {self.stem.weight.device}")
         if t.shape != (B,):
             raise ValueError(f"got times of shape {tuple(t.shape)}: expected ({B},)")
         given = condition.shape if isinstance(condition, Tensor) else None
@@ -293,7 +293,7 @@ class UNet(nn.Module):
             raise ValueError("this network takes no condition: expected None")
 
 
-def zeros(layer: nn.Conv2d) -> nn.Conv2d:
+def zeros(layer: nn.Module) -> nn.Module:
     """The layer with all weights zero: a block then starts as the identity."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

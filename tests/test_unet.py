@@ -137,10 +137,11 @@ def test_a_patch_costs_a_quarter_and_ends_on_real_pixels():
     network = randomised(replace(TINY, patch=2))
     x, t, _ = inputs(TINY)
     with torch.no_grad():
-        network.head.weight[:, :-3] = (
-            0  # the features silenced: what is left is the input, filtered
+        network.head.weight[:, :-3] = 0  # the features silenced: the input is left, filtered
+        gain = 1 + network.gain(network.embed(x, t, None)[1])
+        filtered = F.conv2d(
+            x * gain[:, :, None, None], network.head.weight[:, -3:], network.head.bias, padding=1
         )
-        filtered = F.conv2d(x, network.head.weight[:, -3:], network.head.bias, padding=1)
         torch.testing.assert_close(network(x, t), filtered)
 
 
@@ -213,10 +214,28 @@ def test_a_fractional_time_lies_between_its_neighbours():
 
 def test_the_time_embedding_is_ddpms():
     embedding = unet.TimeEmbedding(replace(TINY, channels=8, head_dim=None))
-    assert torch.allclose(
-        embedding.frequencies, torch.tensor([1, 10 ** (-4 / 3), 10 ** (-8 / 3), 1e-4])
-    )
-    assert "frequencies" not in "".join(embedding.state_dict())
+    embedding.linear1 = embedding.linear2 = torch.nn.Identity()
+    angles = 30 * torch.tensor([1, 10 ** (-4 / 3), 10 ** (-8 / 3), 1e-4])
+    waves = torch.cat([angles.sin(), angles.cos()])
+    assert torch.allclose(embedding(torch.tensor([30])), torch.nn.functional.silu(waves)[None])
+
+
+def test_a_pixel_asks_for_its_tokens_by_its_place():
+    torch.manual_seed(0)
+    attention = unet.Attention(TOKENS, 16, context_dim=TOKENS.context_dim)
+    flat, tokens = torch.zeros(1, 16, 4, 4), torch.randn(1, 5, TOKENS.context_dim)
+    seen = []
+
+    def tap(site, probs):
+        seen.append(probs)  # (1, heads, 16, 5)
+        return probs
+
+    attention(flat, tokens, tap, "cross")
+    torch.nn.init.zeros_(attention.place.weight)
+    attention(flat, tokens, tap, "cross")
+    corners = [probs[0, 0, [0, 3, 12, 15]] for probs in seen]
+    assert torch.pdist(corners[0]).min() > 1e-3
+    assert torch.pdist(corners[1]).max() == 0
 
 
 # --- taps ----------------------------------------------------------------------------------------

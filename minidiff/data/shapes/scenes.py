@@ -131,7 +131,7 @@ def random_codes(
     n: int,
     generator: torch.Generator | None = None,
     *,
-    pairs: float = 0.4,
+    pairs: float = 0.5,
     held_out: bool | None = False,
 ) -> Tensor:
     """Like `random_scenes`, but as (n, 11) indices."""
@@ -170,7 +170,7 @@ def random_scenes(
     n: int,
     generator: torch.Generator | None = None,
     *,
-    pairs: float = 0.4,
+    pairs: float = 0.5,
     held_out: bool | None = False,
 ) -> list[Scene]:
     """n scenes drawn at random, of which the fraction `pairs` (0 to 1) shows two things.
