@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from minidiff.training import Run, draw_batch, world
+from minidiff.training import Run, world
 
 
 class Estimate(NamedTuple):
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 def estimate(run: Run) -> Estimate:
     """Count the operations of one image, and time three parts of a batch; changes nothing."""
     c, objective = run.config, run.objective
-    batch = draw_batch(run.data, c, objective.schedule.T, 0)
+    batch = objective.batch(run.data, c, 0)
 
     def loss(n: int) -> Tensor:
         with run.precision():

@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +94,11 @@ class TrainingSet:
 
 
 class Objective(nn.Module):
-    """The denoising loss of a network and, if the condition is text, its encoder."""
+    """The denoising loss of a network and, if the condition is text, its encoder.
+
+    `Run` trains any module like it: `batch(data, config, step)` draws what `forward` takes for one
+    whole batch, image by image; `forward` gives the loss; `about()` says what is learnt.
+    """
 
     def __init__(
         self,
@@ -108,6 +112,14 @@ class Objective(nn.Module):
         super().__init__()
         self.network, self.encoder, self.schedule = network, encoder, schedule
         self.predicts, self.min_snr = predicts, min_snr
+
+    def about(self) -> dict:
+        levels = self.schedule.alpha_bar
+        schedule = [len(levels), round(levels.sum().item(), 6)]
+        return {"predicts": self.predicts, "schedule": schedule}
+
+    def batch(self, data: TrainingSet, config: TrainConfig, step: int) -> Sequence[Tensor | None]:
+        return draw_batch(data, config, self.schedule.T, step)
 
     def forward(self, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
         level = self.schedule.level(t)
@@ -123,12 +135,9 @@ class Objective(nn.Module):
 
 def draw_batch(data: TrainingSet, config: TrainConfig, T: int, step: int) -> tuple:
     """x0, t, noise and condition of one whole batch, a function of (seed, step) alone."""
-    device = data.images.device
+    device, B = data.images.device, config.batch
     generator = Generator(device).manual_seed(mixed(config.seed, step))
-    n, B = len(data.images), config.batch
-    at = torch.arange(step * B, (step + 1) * B)  # positions in an endless row of epochs
-    epochs = (at // n).unique().tolist()
-    index = torch.cat([_order(n, config.seed, e)[at[at // n == e] % n] for e in epochs]).to(device)
+    index = draw_index(data, config, step)
     x0 = to_float(data.images[index])  # (B,3,H,W) in [-1,1]
     if config.flip:
         x0 = flip(x0, generator)
@@ -141,6 +150,15 @@ def draw_batch(data: TrainingSet, config: TrainConfig, T: int, step: int) -> tup
         dropped = dropped.reshape(-1, *[1] * (condition.ndim - 1))
         condition = torch.where(dropped, data.null, condition)
     return x0, t, noise, condition
+
+
+def draw_index(data: TrainingSet, config: TrainConfig, step: int) -> Tensor:
+    """Which images (B,) a step sees: every epoch all of them, in an order of its own."""
+    n, B = len(data.images), config.batch
+    at = torch.arange(step * B, (step + 1) * B)  # positions in an endless row of epochs
+    epochs = (at // n).unique().tolist()
+    index = torch.cat([_order(n, config.seed, e)[at[at // n == e] % n] for e in epochs])
+    return index.to(data.images.device)
 
 
 def mixed(seed: int, n: int) -> int:
@@ -197,7 +215,7 @@ class Run:
     def advance(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the loss and the gradient's norm, still on the device."""
         c = self.config
-        x0, t, noise, condition = draw_batch(self.data, c, self.objective.schedule.T, self.step)
+        batch = self.objective.batch(self.data, c, self.step)
         torch.manual_seed(mixed(c.seed, self.step * world() + rank()))  # for dropout layers
         parts = world() * c.accumulate
         mine = range(rank() * c.accumulate, (rank() + 1) * c.accumulate)
@@ -208,9 +226,7 @@ class Run:
             if dist.is_initialized():  # gradients are exchanged once, with the last part
                 self.parallel.require_backward_grad_sync = last
             with self.precision():
-                loss = self.parallel(
-                    x0[s], t[s], noise[s], None if condition is None else condition[s]
-                )
+                loss = self.parallel(*(p if p is None else p[s] for p in batch))
             (loss / c.accumulate).backward()
             total += loss.detach() / c.accumulate
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), c.clip)
@@ -264,12 +280,7 @@ class Run:
 
     def _what(self) -> dict:
         """What is learnt from what: a run is only resumed with the same."""
-        levels = self.objective.schedule.alpha_bar
-        return {
-            "predicts": self.objective.predicts,
-            "schedule": [len(levels), round(levels.sum().item(), 6)],
-            "data": len(self.data.images),
-        }
+        return self.objective.about() | {"data": len(self.data.images)}
 
     @property
     def state_file(self) -> Path:
