@@ -119,6 +119,43 @@ def on_x0(
     return guided
 
 
+def interval(guided: Denoiser, plain: Denoiser, low: float, high: float) -> Denoiser:
+    """`guided` where low < t <= high, `plain` elsewhere (Kynkäänniemi et al. 2024, section 3).
+
+    Guidance at high noise costs diversity, at low noise only time: outside the interval `plain`
+    alone is called. The paper bounds sigma/alpha; t is the schedule's own, 0 to T.
+    """
+    if not 0 <= low < high:
+        raise ValueError(f"interval from t = {low} to {high}: expected 0 <= low < high")
+
+    def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
+        return (guided if low < level.t <= high else plain)(x, level)
+
+    return denoise
+
+
+def rescale(cond: Denoiser, uncond: Denoiser, scale: float, phi: float = 0.7) -> Denoiser:
+    """Classifier-free guidance without its contrast (Lin et al. 2024, equations 14 to 16).
+
+    The guided x0 is brought to the standard deviation of the conditional one, each image by
+    itself, and `phi` of that is mixed with 1 - phi of the plain one. The paper scales v, which at
+    high noise is -x0; scaling eps, as is common, does much less. phi = 0 is classifier_free.
+    """
+    if not 0 <= phi <= 1:
+        raise ValueError(f"phi = {phi} is out of range: expected 0 <= phi <= 1")
+    _check_finite(scale)
+
+    def rescaled(x: Tensor, level: NoiseLevel) -> Prediction:
+        wanted, null = cond(x, level), uncond(x, level)
+        guided = classifier_free(lambda *_: wanted, lambda *_: null, scale)(x, level)
+        if phi == 0:  # exactly classifier_free, bit for bit
+            return guided
+        ratio = _contrast(wanted.x0) / _contrast(guided.x0).clamp(min=1e-8)  # (B,1,1,1)
+        return _of_x0(x, level, (phi * ratio + 1 - phi) * guided.x0)
+
+    return rescaled
+
+
 def clamp(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """The predicted x0 cut to [low, high], and the eps that belongs to it."""
 
@@ -156,6 +193,11 @@ def for_batch(condition: Tensor, n: int) -> Tensor:
 
 def _of_x0(x: Tensor, level: NoiseLevel, x0: Tensor) -> Prediction:
     return Prediction(x0, (x - level.alpha * x0) / level.sigma)
+
+
+def _contrast(x0: Tensor) -> Tensor:
+    """The standard deviation of each image (B,1,1,1), its channels together."""
+    return x0.std(tuple(range(1, x0.ndim)), keepdim=True)
 
 
 def _push(

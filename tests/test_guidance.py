@@ -23,8 +23,10 @@ from minidiff.guidance import (
     classifier,
     classifier_free,
     dynamic_threshold,
+    interval,
     mix,
     on_x0,
+    rescale,
     weighted_prompts,
 )
 from minidiff.samplers import ddim_step, sample
@@ -84,6 +86,7 @@ def test_a_scale_that_is_no_number_is_refused(scale):
     null = torch.tensor([WEIGHTS]).double()
     for guide in (
         lambda: classifier_free(COND, UNCOND, scale),
+        lambda: rescale(COND, UNCOND, scale),
         lambda: classifier(UNCOND, log_class, scale),
         lambda: on_x0(UNCOND, lambda x0: x0.sum((1, 2, 3)), scale),
         lambda: weighted_prompts(network, [null], [scale], null),
@@ -124,6 +127,114 @@ def test_guidance_sharpens_beyond_the_class_it_asks_for():
         assert measured[2] > 0.995  # all of them in the class, from scale 1 on
     # Mutant: the other convention, a scale of 1 + weight, drifts one column too far.
     assert abs(drawn(1 + 1)[0] - -0.88) > 0.05
+
+
+# --- guidance in an interval, and without its contrast --------------------------------------------
+
+
+def test_an_interval_of_all_levels_is_guidance_and_of_none_is_not():
+    x, guided = noisy_data(100, LEVEL), classifier_free(COND, UNCOND, 4)
+    assert equal(interval(guided, COND, 0, 1000)(x, LEVEL), guided(x, LEVEL))
+    assert equal(interval(guided, COND, 600, 1000)(x, LEVEL), COND(x, LEVEL))
+    assert not equal(guided(x, LEVEL), COND(x, LEVEL))
+
+
+def test_an_interval_holds_its_upper_bound_and_outside_guidance_costs_nothing():
+    calls = []
+
+    def counted(name, denoise):
+        def call(x, level):
+            calls.append((name, level.t))
+            return denoise(x, level)
+
+        return call
+
+    both = interval(counted("guided", COND), counted("plain", UNCOND), 100, 600)
+    for t in (1000, 601, 600, 101, 100, 1):
+        both(noise(2), SCHEDULE.level(t))
+    guided = {t for name, t in calls if name == "guided"}
+    assert len(calls) == 6 and guided == {600, 101}
+    # Mutant: the lower bound in, the upper one out.
+    assert guided != {t for t in (1000, 601, 600, 101, 100, 1) if 100 <= t < 600}
+
+
+def test_guidance_in_an_interval_keeps_more_of_the_spread():
+    def spread(denoise):
+        torch.manual_seed(1)
+        return within_std(sample(ddim_step, denoise, noise(3000), SCHEDULE.path(100)))
+
+    guided = classifier_free(COND, UNCOND, 4)
+    everywhere, within = spread(guided), spread(interval(guided, COND, 100, 600))
+    assert everywhere == pytest.approx(0.177, abs=0.01)
+    assert within == pytest.approx(0.159, abs=0.01)  # the class itself has .137
+    # Mutant: guided outside, plain within.
+    assert abs(spread(interval(COND, guided, 100, 600)) - 0.159) > 0.01
+
+
+@pytest.mark.parametrize("bounds", [(600, 100), (100, 100), (-1, 5), (math.nan, 5), (5, math.nan)])
+def test_an_interval_that_holds_no_level_is_refused(bounds):
+    with pytest.raises(ValueError, match="expected 0 <= low < high"):
+        interval(COND, UNCOND, *bounds)
+
+
+def pictures(seed, *contrast):
+    """A denoiser that always answers four images of these contrasts."""
+    generator = torch.Generator().manual_seed(seed)
+    contrast = torch.tensor(contrast).double().reshape(-1, 1, 1, 1)
+    return constant(contrast * torch.randn(4, 3, 8, 8, generator=generator).double())
+
+
+def contrasts(x0):
+    return x0.flatten(1).std(dim=1)
+
+
+@pytest.mark.parametrize("phi", [0.3, 0.7, 1])
+def test_rescaling_brings_back_the_contrast_of_each_image(phi):
+    cond, uncond = pictures(0, 0.1, 0.4, 1.0, 2.0), pictures(1, 2.0, 1.0, 1.0, 2.0)
+    x = torch.randn(4, 3, 8, 8).double()
+    guided, rescaled = classifier_free(cond, uncond, 8)(x, LEVEL), rescale(cond, uncond, 8, phi)
+    found = rescaled(x, LEVEL)
+    before, wanted = contrasts(guided.x0), contrasts(cond(x, LEVEL).x0)
+    assert (before > 4 * wanted).all()
+    torch.testing.assert_close(contrasts(found.x0), phi * wanted + (1 - phi) * before)
+    shares = (contrasts(found.x0) / before).reshape(4, 1, 1, 1)
+    torch.testing.assert_close(found.x0, shares * guided.x0)  # nothing else is changed
+    belongs_to(x, LEVEL, found)
+    # Mutant: one contrast for the whole batch.
+    ratio = cond(x, LEVEL).x0.std() / guided.x0.std()
+    batch_wide = contrasts((phi * ratio + 1 - phi) * guided.x0)
+    assert not torch.allclose(batch_wide, contrasts(found.x0), rtol=0.01)
+
+
+def test_rescaling_eps_leaves_most_of_the_contrast_at_high_noise():
+    """The mutant that published code has: eps times std(eps_cond) / std(eps), and x0 from that."""
+    level = SCHEDULE.level(900)
+    cond, uncond = (pictures(seed, 0.1, 0.4, 1.0, 1.0) for seed in (0, 1))
+    x0 = cond(0, level).x0
+    x = level.alpha * x0 + level.sigma * torch.randn(4, 3, 8, 8).double()
+    guided = classifier_free(cond, uncond, 4)(x, level)
+    ratio = contrasts(cond(x, level).eps) / contrasts(guided.eps)
+    usual = contrasts(from_eps(x, level, guided.eps * ratio.reshape(4, 1, 1, 1)).x0)
+    ours = contrasts(rescale(cond, uncond, 4, 1)(x, level).x0)
+    before, wanted = contrasts(guided.x0), contrasts(x0)
+    torch.testing.assert_close(ours, wanted)
+    assert (before > 4 * wanted).all() and (usual > 2.5 * wanted).all()
+
+
+def test_rescaling_that_has_nothing_to_do_changes_nothing():
+    x = noisy_data(100, LEVEL)
+    plain = classifier_free(COND, UNCOND, 4)(x, LEVEL)
+    assert equal(rescale(COND, UNCOND, 4, 0)(x, LEVEL), plain)
+    same = rescale(COND, UNCOND, 1)(x, LEVEL)
+    torch.testing.assert_close(same, COND(x, LEVEL), rtol=0, atol=1e-10)
+    flat = constant(torch.zeros(2, 3, 8, 8))  # no contrast at all
+    assert rescale(flat, flat, 4)(torch.randn(2, 3, 8, 8), LEVEL).x0.eq(0).all()
+
+
+@pytest.mark.parametrize("phi", [-0.1, 1.1, math.nan])
+def test_a_share_of_rescaling_out_of_range_is_refused(phi):
+    with pytest.raises(ValueError, match="expected 0 <= phi <= 1"):
+        rescale(COND, UNCOND, 4, phi)
 
 
 # --- weighted prompts -----------------------------------------------------------------------------

@@ -4,9 +4,40 @@ Every method is a function of a denoiser and images (B,3,H,W) in [-1, 1]; masks 
 1 = keep. Image i of a seed is the same whatever the batch. `masks` and `strokes` make inputs.
 """
 
+from minidiff.editing.attention import WordMaps
 from minidiff.editing.blended import background_loss, blended, rank
+from minidiff.editing.diffedit import diffedit, difference, edit_mask
 from minidiff.editing.ilvr import ilvr, low_pass
+from minidiff.editing.interpolation import interpolate, slerp
+from minidiff.editing.prompt_to_prompt import (
+    injection,
+    local_blend,
+    prompt_to_prompt,
+    refine,
+    replace,
+    reweight,
+)
 from minidiff.editing.repaint import repaint
 from minidiff.editing.sdedit import sdedit
 
-__all__ = ["background_loss", "blended", "ilvr", "low_pass", "rank", "repaint", "sdedit"]
+__all__ = [
+    "WordMaps",
+    "background_loss",
+    "blended",
+    "diffedit",
+    "difference",
+    "edit_mask",
+    "ilvr",
+    "injection",
+    "interpolate",
+    "local_blend",
+    "low_pass",
+    "prompt_to_prompt",
+    "rank",
+    "refine",
+    "repaint",
+    "replace",
+    "reweight",
+    "sdedit",
+    "slerp",
+]
