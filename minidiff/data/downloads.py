@@ -1,6 +1,6 @@
 """Fetching data sets: hosts that may be dead or slow, their mirrors, and the Hugging Face hub.
 
-Files appear in `data_root()` whole and checked, or not at all. A source that fails raises
+Files appear whole and checked, or not at all. A source that fails raises
 `FetchError`, so that its caller can turn to the next one.
 """
 
@@ -32,16 +32,6 @@ TIMEOUT = 10.0  # seconds of silence after which a host counts as dead; the spee
 
 class FetchError(Exception):
     """Why something could not be fetched, in a few words."""
-
-
-def data_root() -> Path:
-    """The folder of all data: $MINIDIFF_DATA, or data/downloads of a clone, or the user's cache."""
-    if chosen := os.environ.get("MINIDIFF_DATA"):
-        return Path(chosen).expanduser()
-    clone = Path(__file__).resolve().parents[2]
-    if (clone / "pyproject.toml").is_file():
-        return clone / "data" / "downloads"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
 
 
 # ------------------------------------------------------------------------------ hosts and mirrors

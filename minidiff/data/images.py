@@ -28,8 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.data.downloads import FetchError, data_root, fetch_cifar10, hub_rows
+from minidiff.data.downloads import FetchError, fetch_cifar10, hub_rows
 from minidiff.data.reading import UnreadableError, all_files, read_picture, to_rgb, to_tensor
+from minidiff.downloads import data_root
 from minidiff.files import atomic
 
 log = logging.getLogger(__name__)

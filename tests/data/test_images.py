@@ -29,7 +29,6 @@ from minidiff.data.images import (
     ImageSet,
     butterflies,
     cifar10,
-    data_root,
     flip,
     from_pil,
     image_folder,
@@ -356,22 +355,6 @@ def test_random_crop_is_a_window_of_the_reflect_padded_image():
 
 
 # ------------------------------------------------------------------------------ where files live
-
-
-def test_data_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINIDIFF_DATA", str(tmp_path))
-    assert data_root() == tmp_path
-    monkeypatch.delenv("MINIDIFF_DATA")
-    clone, installed = tmp_path / "clone", tmp_path / "site-packages"
-    for place in (clone, installed):
-        (place / "minidiff" / "data").mkdir(parents=True)
-    (clone / "pyproject.toml").touch()
-    monkeypatch.setattr(downloads, "__file__", str(clone / "minidiff" / "data" / "downloads.py"))
-    assert data_root() == clone / "data" / "downloads"
-    installed_file = installed / "minidiff" / "data" / "downloads.py"
-    monkeypatch.setattr(downloads, "__file__", str(installed_file))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert data_root() == tmp_path / "cache" / "minidiff"
 
 
 def test_importing_costs_no_torchvision_and_no_hub_client():
