@@ -1,0 +1,99 @@
+"""What the small CLIPs of the shapes world are worth, measured: the figures in their cards."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from minidiff.clip.model import CLIP
+from minidiff.clip.use import image_features, text_features, zero_shot
+from minidiff.data import shapes
+from minidiff.evaluation import Figure, share
+
+#: The columns of a scene's code that a word of its caption stands for, and their words.
+WORDS = {
+    0: shapes.BACKGROUNDS,
+    1: shapes.POSITIONS,
+    3: shapes.SHAPES,
+    4: shapes.COLOURS,
+    5: shapes.SIZES,
+    6: shapes.TEXTURES,
+}
+
+
+def report(model: CLIP, n: int = 500) -> list[Figure]:
+    """Finding captions, naming colours and shapes, and differences that name themselves."""
+    held_out = shapes.random_codes(n, Generator().manual_seed(2000), pairs=0.0, held_out=True)
+    drawn, _ = shapes.render(held_out, generator=Generator().manual_seed(2001))
+    seen = image_features(model, drawn)
+    every = _all_codes_of_one_thing()
+    texts = text_features(model, shapes.captions(shapes.decode(every)))
+    found = every[(seen @ texts.T).argmax(dim=1)]
+    note = f"% of {n} images of held-out pairs find their caption among {len(every):,}"
+    figures = [share("R@1", (found == held_out).all(dim=1), note)]
+    for what, column, names, templates in (
+        ("colour", 4, shapes.COLOURS, [f"a {{}} {shape}" for shape in shapes.SHAPES]),
+        ("shape", 3, shapes.SHAPES, [f"a {colour} {{}}" for colour in shapes.COLOURS]),
+    ):
+        says = zero_shot(model, drawn, names, templates).argmax(dim=1).cpu()
+        figures.append(share(f"zero-shot {what}", says == held_out[:, column], "% of the same"))
+    words, directions = _word_directions(model)
+    for what, changed in (("differ in one attribute", True), ("have the same caption", False)):
+        before, after, named = _twins(n, changed)
+        generators = [Generator().manual_seed(2002 + (0 if changed else i)) for i in range(2)]
+        first, second = (
+            image_features(model, shapes.render(codes, generator=g)[0])
+            for codes, g in zip((before, after), generators, strict=True)
+        )
+        nearest = (F.normalize(second - first, dim=1) @ directions.T).argmax(dim=1).cpu()
+        if changed:
+            right = torch.tensor([words[i] == w for i, w in zip(nearest, named, strict=True)])
+            note = f"% of {n} differences are nearest to the word for it, of {len(words)}"
+            figures.append(share(f"twins that {what}", right, note))
+        else:
+            most = nearest.bincount(minlength=len(words)).max() / n * len(words)
+            note = f"times chance: how often the most frequent word is the nearest, {n} pairs"
+            figures.append(Figure(f"control: twins that {what}", most.item(), note=note))
+    return figures
+
+
+def _all_codes_of_one_thing() -> Tensor:
+    """Every scene of one thing, (10368, 11): large things alone have textures."""
+    looks = [[0, 0], *([1, texture] for texture in range(len(shapes.TEXTURES)))]
+    counts = (len(shapes.BACKGROUNDS), len(shapes.POSITIONS), len(shapes.SHAPES))
+    counts += (len(shapes.COLOURS), len(looks))
+    codes = torch.zeros(math.prod(counts), 11, dtype=torch.int64)
+    columns = torch.cartesian_prod(*map(torch.arange, counts))
+    codes[:, [0, 1, 3, 4]], codes[:, 5:7] = columns[:, :4], torch.tensor(looks)[columns[:, 4]]
+    return codes
+
+
+def _word_directions(model: CLIP, n: int = 4000) -> tuple[list[tuple[int, int]], Tensor]:
+    """Words as (column, value), and where the captions that have one lie from the mean caption."""
+    codes = shapes.random_codes(n, Generator().manual_seed(2003), pairs=0.0, held_out=None)
+    texts = text_features(model, shapes.captions(shapes.decode(codes)))
+    texts = texts - texts.mean(dim=0)
+    words = [(column, value) for column, names in WORDS.items() for value in range(len(names))]
+    means = [texts[codes[:, column] == value].mean(dim=0) for column, value in words]
+    return words, F.normalize(torch.stack(means), dim=1)
+
+
+def _twins(n: int, changed: bool) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    """Codes of n scenes of one large thing, those of their twins, and what is new there."""
+    generator = Generator().manual_seed(2004)
+    before = shapes.random_codes(n, generator, pairs=0.0, held_out=None)
+    before[:, 5] = 1
+    after, named = before.clone(), []
+    for row, twin in zip(before, after, strict=True):
+        column = list(WORDS)[int(torch.randint(len(WORDS), (), generator=generator))]
+        others = [v for v in range(len(WORDS[column])) if v != row[column]]
+        value = others[int(torch.randint(len(others), (), generator=generator))]
+        if changed:
+            twin[column] = value
+            if column == 5:  # small things are plain
+                row[6] = twin[6] = 0
+        named.append((column, value))
+    return before, after, named

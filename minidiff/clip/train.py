@@ -1,0 +1,161 @@
+"""Contrastive training (Radford et al. 2021, figure 3): in a batch, each image is to find its text
+among all texts, and each text its image. Two small CLIPs for 32 px are trained so: one that may
+guide, and one of another shape and seed that only judges.
+
+minidiff train-clip --data shapes --out runs/clip_shapes
+minidiff train-clip --data shapes --judge --out runs/clip_shapes_judge
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from minidiff.clip.model import CLIP, CLIPConfig
+from minidiff.clip.tokenizer import Tokenizer, train_bpe
+from minidiff.clip.weights import save
+from minidiff.data import images, shapes
+from minidiff.device import describe
+from minidiff.training import Run, TrainConfig, TrainingSet, draw_index, mixed
+
+LARGEST_SCALE = 100.0  # of the logits: more makes training unstable
+
+
+def contrastive_loss(
+    image_features: Tensor, text_features: Tensor, scale: Tensor, same: Tensor
+) -> Tensor:
+    """Cross-entropy over the texts for each image and over the images for each text, halved.
+
+    Features (B,D) of any length; `scale` multiplies their cosines; same (B,B) is True where two
+    texts are the same: they are right answers alike, not wrong ones.
+    """
+    logits = scale * F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
+    target = same / same.sum(dim=1, keepdim=True)  # (B,B), symmetric but for the division
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+class Contrastive(nn.Module):
+    """What `training.Run` needs to train a CLIP. The images compared are those of one process and
+    one accumulated part."""
+
+    def __init__(self, network: CLIP, shift: int = 2):
+        super().__init__()
+        self.network, self.shift = network, shift
+
+    def about(self) -> dict:
+        return {"predicts": "which text belongs to which image", "shift": self.shift}
+
+    def batch(self, data: TrainingSet, config: TrainConfig, step: int) -> Sequence[Tensor]:
+        """Images (B,3,H,W) in [-1,1], shifted by up to `shift` pixels, and texts (B,L)."""
+        device = data.images.device
+        generator = Generator(device).manual_seed(mixed(config.seed, step))
+        index = draw_index(data, config, step)
+        x = images.random_crop(data.images[index], self.shift, generator)
+        if config.flip:
+            x = images.flip(x, generator)
+        return images.to_float(x), data.conditions[index]
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        scale = self.network.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
+        same = (text[:, None] == text).all(dim=-1)  # (B,B)
+        features = self.network.encode_image(x).float(), self.network.encode_text(text).float()
+        with torch.autocast(x.device.type, enabled=False):  # cosines need their digits
+            return contrastive_loss(*features, scale, same)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a small CLIP is made of."""
+
+    data: TrainingSet
+    network: CLIPConfig
+    train: TrainConfig
+    card: dict
+
+    def objective(self) -> Contrastive:
+        """The CLIP with fresh weights, those of the run's seed, and its loss."""
+        torch.manual_seed(self.train.seed)
+        return Contrastive(CLIP(self.network))
+
+
+GUIDE = CLIPConfig(
+    embed=64,
+    size=32,
+    patch=4,
+    width=128,
+    layers=4,
+    heads=4,
+    context=24,
+    text_width=128,
+    text_layers=2,
+    text_heads=4,
+    quick_gelu=False,
+    mean=(0.5, 0.5, 0.5),  # images in [-1, 1]
+    std=(0.5, 0.5, 0.5),
+)
+JUDGE = replace(
+    GUIDE, embed=96, patch=8, width=192, layers=5, heads=6, text_width=96, text_layers=3
+)
+TRAIN = TrainConfig(
+    images=600_000, batch=256, learning_rate=1e-3, weight_decay=0.1, cooldown=0.8, ema=0.99
+)
+
+
+def clip_shapes(judge: bool = False, shuffled: bool = False) -> Recipe:
+    """On the shapes world, without the held-out pairs of colour and shape.
+
+    The judge has another shape and seed, and has seen other scenes. `shuffled` is the control:
+    every image has the caption of another one.
+    """
+    seed = 1 if judge else 0
+    drawn, captions = shapes.captioned(200_000, Generator().manual_seed(100 + seed))
+    if shuffled:
+        captions = captions[1:] + captions[:1]
+    return _recipe(
+        drawn,
+        captions,
+        JUDGE if judge else GUIDE,
+        replace(TRAIN, flip=False, seed=seed),
+        {
+            "description": "Compares images of shapes with captions"
+            + (", to judge what the other one has guided." if judge else "."),
+            "data": "200,000 scenes drawn by minidiff.data.shapes",
+            "licence": "MIT, as this project",
+            "limits": "It knows only the pictures and words of the shapes world.",
+        },
+    )
+
+
+def _recipe(
+    drawn: Tensor, captions: list[str], network: CLIPConfig, train: TrainConfig, card: dict
+) -> Recipe:
+    """A vocabulary of the captions' own, in which every word that occurs twice is one token."""
+    tokenizer = Tokenizer(train_bpe(captions, 1000))
+    merges = tuple(tokenizer.merges)
+    network = replace(network, vocabulary=len(tokenizer), end=tokenizer.end, merges=merges)
+    data = TrainingSet(drawn, tokenizer.tokenize(captions, network.context))
+    return Recipe(data, network, train, card)
+
+
+class Saver:
+    """After each save of a run: the CLIP itself, in half precision, for `clip.load`."""
+
+    def __init__(self, recipe: Recipe, command: str, out: Path):
+        self.recipe, self.command, self.out = recipe, command, out
+
+    def __call__(self, run: Run) -> None:
+        card = self.recipe.card | {
+            "command": self.command,
+            "images_seen": run.seen,
+            "minutes": round(run.seconds / 60, 1),
+            "machine": describe(run.device),
+        }
+        network = copy.deepcopy(run.average.network).half()
+        save(network, self.out / "model.safetensors", {"card": card})
