@@ -132,7 +132,6 @@ def train(
     torchrun --nproc-per-node 8 -m minidiff train --data cifar10 --batch 1024
     """
     from minidiff import training
-    from minidiff.estimate import estimate
 
     _join_processes()
     with _first_process_first():
@@ -160,17 +159,74 @@ def train(
     if weights:
         recipe.start_from(objective, weights)
     run = training.Run(_placed(objective), recipe.data, recipe.train, out)
-    if resume:
-        run.resume()
-    elif run.state_file.exists():
-        raise ValueError(f"{out} holds a run already: add --resume, or choose another --out")
-    if training.rank() == 0:
-        click.echo(f"{recipe.card['data']}: {len(recipe.data.images)} images, on {run.device}")
-        click.echo(f"estimate: {estimate(run)}")
-    command = " ".join(["minidiff", *sys.argv[1:]])
-    training.fit(run, on_save=_Saver(recipe, command, out, tensorboard))
-    if training.rank() == 0:
-        click.echo(f"trained: {out / 'model.safetensors'}, log and previews beside it")
+    _fit(run, recipe.card["data"], resume, _Saver(recipe, _command(), out, tensorboard))
+
+
+@main.command()
+@click.option("--data", required=True, type=click.Choice(["shapes"]))
+@click.option("--judge", is_flag=True, help="The CLIP that only judges: another shape and seed.")
+@click.option("--shuffled", is_flag=True, help="The control: every image with another's caption.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run.  [default: runs/clip_DATA]",
+)
+@click.option("--images", type=float, help="Images to see in all, e.g. 2e6.")
+@click.option("--batch", type=int, help="Images a step, over all processes.")
+@click.option("--learning-rate", type=float)
+@click.option("--seed", type=int)
+@click.option("--save-every", type=int, help="Images between checkpoints.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+def train_clip(data, judge, shuffled, out, images, resume, **given) -> None:
+    """Train a small CLIP; everything not given is the recipe's.
+
+    minidiff train-clip --data shapes
+    """
+    from minidiff import training
+    from minidiff.clip import train as clip_train
+
+    _join_processes()
+    with _first_process_first():
+        recipe = clip_train.clip_shapes(judge, shuffled)
+    given = {name: value for name, value in given.items() if value is not None}
+    if images is not None:
+        given["images"] = int(min(images, 1e15))
+    recipe = replace(recipe, train=replace(recipe.train, **given))
+    out = out or Path("runs") / f"clip_{data}{'_judge' if judge else ''}"
+    run = training.Run(_placed(recipe.objective()), recipe.data, recipe.train, out)
+    _fit(run, recipe.card["data"], resume, clip_train.Saver(recipe, _command(), out))
+
+
+@main.group()
+def clip() -> None:
+    """Use a trained CLIP: one that is published, or one of our own."""
+
+
+@clip.command("search")
+@click.argument("text")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--model", default="ViT-B/32", show_default=True, help="A CLIP's name or file.")
+@click.option("--best", default=16, show_default=True, help="How many to show.")
+@click.option("--out", default="found.png", show_default=True, type=click.Path(dir_okay=False))
+def clip_search(text, folder, model, best, out) -> None:
+    """Print, and draw, the pictures of a folder that fit a text best.
+
+    minidiff clip search "a red butterfly" ~/pictures
+    """
+    import torch
+
+    from minidiff import clip, plot
+    from minidiff.data.images import load_image
+
+    _png(out)
+    _positive(best=best)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = clip.search(*clip.load(model), text, files, best)
+    for cosine, path in found:
+        click.echo(f"{cosine:.3f}  {path}")
+    drawn = torch.cat([load_image(path, 96) for _, path in found])
+    plot.save(plot.grid(drawn, [f"{cosine:.3f} {path.name}" for cosine, path in found]), out)
+    click.echo(f"wrote {out}")
 
 
 @main.command()
@@ -252,6 +308,28 @@ class _Saver:
             for name, value in last_row(run.out).items():
                 self.board.add_scalar(name, float(value), run.seen)
             self.board.add_images("preview", (images.cpu() + 1) / 2, run.seen)
+
+
+def _command() -> str:
+    """What was typed: a run that was continued is made by the command that began it."""
+    return " ".join(["minidiff", *(word for word in sys.argv[1:] if word != "--resume")])
+
+
+def _fit(run, data: str, resume: bool, on_save) -> None:
+    """Say what will be done, and do it."""
+    from minidiff import training
+    from minidiff.estimate import estimate
+
+    if resume:
+        run.resume()
+    elif run.state_file.exists():
+        raise ValueError(f"{run.out} holds a run already: add --resume, or choose another --out")
+    if training.rank() == 0:
+        click.echo(f"{data}: {len(run.data.images)} images, on {run.device}")
+        click.echo(f"estimate: {estimate(run)}")
+    training.fit(run, on_save=on_save)
+    if training.rank() == 0:
+        click.echo(f"trained: {run.out / 'model.safetensors'}, log beside it")
 
 
 def _recipe(data: str, size: int | None):
