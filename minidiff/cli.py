@@ -229,6 +229,26 @@ def clip_search(text, folder, model, best, out) -> None:
     click.echo(f"wrote {out}")
 
 
+@clip.command("evaluate")
+@click.argument("model")
+@click.option("--number", default=500, show_default=True, help="Images of each kind.")
+@click.option("--card", type=click.Path(dir_okay=False, path_type=Path), help="Write it here.")
+def clip_evaluate(model, number, card) -> None:
+    """Measure a CLIP of the shapes world: the figures of its card."""
+    from minidiff import cards, checkpoint, clip
+    from minidiff.clip import report, weights
+
+    _positive(number=number)
+    trained, _ = clip.load(model)
+    figures = report.report(trained, number)
+    for figure in figures:
+        click.echo(cards.line(figure))
+    if card is not None:
+        about = checkpoint.about(weights.shipped().get(model, Path(model)))
+        command = f"minidiff clip evaluate {model} --number {number} --card {card}"
+        report.write_card(card, card.stem, trained, about["card"], figures, command)
+
+
 @main.command()
 @click.option(
     "--out", default="figures/demo.png", show_default=True, type=click.Path(dir_okay=False)

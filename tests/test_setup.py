@@ -110,9 +110,9 @@ STANDS_ON = {
     "zoo": ("unet", "text", "checkpoint", "diffusers_format", "guidance", "samplers"),
     "recipes": ("data", "training", "zoo", "evaluation"),
     "evaluation": ("data", "classifier", "training", "zoo"),
-    "clip": ("device", "files", "checkpoint", "downloads", "data", "training", "evaluation"),
     "demo": ("plot", "zoo"),
     "cards": ("data", "metrics", "plot", "evaluation", "zoo", "files"),
+    "clip": ("device", "checkpoint", "downloads", "data", "training", "evaluation", "cards"),
 }
 TOP = {"__init__", "__main__", "cli"}  # may import anything
 

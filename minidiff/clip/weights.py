@@ -24,6 +24,7 @@ from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.preprocess import Preprocess
 from minidiff.device import best_device
 from minidiff.downloads import data_root, fetch, locked, sha256_of
+from minidiff.zoo import FOLDERS
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
 # The archives' SHA-256 and file names; the address is made of both.
@@ -99,8 +100,14 @@ OPEN_CLIP = {
 
 
 def available_models() -> list[str]:
-    """The names that `load` knows: OpenAI's models."""
-    return list(ARCHIVES)
+    """The names that `load` knows: the small models that ship with minidiff, and OpenAI's."""
+    return [*shipped(), *ARCHIVES]
+
+
+def shipped() -> dict[str, Path]:
+    """The small CLIPs that come with minidiff: name -> file."""
+    found = [file for folder in FOLDERS for file in folder.glob("clip_*.safetensors")]
+    return {file.stem.removeprefix("clip_"): file for file in sorted(found)}
 
 
 def load(
@@ -108,7 +115,7 @@ def load(
 ) -> tuple[CLIP, Preprocess]:
     """A trained CLIP, ready for use, and what turns PIL images into its input.
 
-    Of one of `available_models()`, downloaded once; of a file, `.safetensors` of minidiff,
+    Of one of `available_models()`, OpenAI's downloaded once; of a file, `.safetensors` of minidiff,
     open_clip or Hugging Face, or an archive of OpenAI's; of a folder, or an id of the Hugging Face
     hub ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K"), that holds such a file and its configuration. A
     file of open_clip's without its open_clip_config.json beside it is taken to have open_clip's
@@ -141,6 +148,8 @@ def _save(config: CLIPConfig, tensors: dict[str, Tensor], path: str | Path, abou
 def _read(source: str | Path) -> tuple[CLIPConfig, dict[str, Tensor]]:
     """The configuration and the tensors, under OpenAI's names, of whatever `load` is given."""
     name, path = str(source), Path(source)
+    if name in (ours := shipped()):
+        return read_file(ours[name])
     if name in ARCHIVES:
         return read_file(openai_file(name))
     if path.is_dir():
@@ -151,10 +160,11 @@ def _read(source: str | Path) -> tuple[CLIPConfig, dict[str, Tensor]]:
         return read_file(openai_file(_known_archive(path), path))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return read_file(_weights_in(_from_hub(name)))
-    near = difflib.get_close_matches(name, ARCHIVES, n=3, cutoff=0.4)
+    known = available_models()
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     raise ValueError(
         f"there is no model or file {name!r}: expected a path, a hub id or one of "
-        f"{', '.join(near or ARCHIVES)}"
+        f"{', '.join(near or known)}"
     )
 
 
