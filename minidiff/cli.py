@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+from minidiff.edit_commands import edit
+
 
 class Group(click.Group):
     """Errors that a user can mend are told in one sentence; the rest are bugs and show where."""
@@ -33,6 +35,9 @@ def main() -> None:
     from minidiff.device import keep_memory
 
     keep_memory()
+
+
+main.add_command(edit)
 
 
 @main.command()
