@@ -104,7 +104,7 @@ def captioned_shapes(size: int = 32) -> Recipe:
     return Recipe(
         data=TrainingSet(drawn, encoder.tokenize(captions), null),
         network=network,
-        train=TrainConfig(images=600_000, batch=32, learning_rate=8e-4, cooldown=0.4, flip=False),
+        train=TrainConfig(images=500_000, batch=32, learning_rate=8e-4, cooldown=0.4, flip=False),
         schedule=NoiseSchedule.linear(),  # more of its levels decide what is where
         predicts="v",
         size=size,
@@ -114,8 +114,7 @@ def captioned_shapes(size: int = 32) -> Recipe:
             "description": "Draws captioned shapes: one thing, or two with a relation.",
             "data": "200,000 scenes drawn by minidiff.data.shapes",
             "licence": "MIT, as this project",
-            "limits": "It knows only the words of minidiff.data.shapes.WORDS, in such sentences. "
-            "Of two things it draws both, but often gives one the looks of the other.",
+            "limits": "It knows only the words of minidiff.data.shapes.WORDS, in such sentences.",
         },
     )
 

@@ -151,8 +151,12 @@ class Diffusion:
         denoise = clamp(self.for_sampling().denoiser(prompt, scale))
         x, path = self.noise(n, generators), self.schedule.path(steps)
         walk = trajectory(step, denoise, x, path, generator=generators)
+        return self._without_gradients(walk)
+
+    def _without_gradients(self, walk: Iterator[Frame]) -> Iterator[Frame]:
+        device = self.device
         while True:
-            with torch.no_grad(), autocast(self.device):
+            with torch.no_grad(), autocast(device):
                 frame = next(walk, None)
             if frame is None:
                 return
@@ -175,8 +179,9 @@ class Diffusion:
             from tqdm.auto import tqdm
 
             frames = tqdm(frames, total=steps, desc="sampling", unit="step")
-        for frame in frames:
-            x = frame.x
+        with autocast(self.device):  # once, not once a step
+            for frame in frames:
+                x = frame.x
         return x
 
 

@@ -10,7 +10,15 @@ import torch
 from minidiff import evaluation, zoo
 from minidiff.cards import line
 from minidiff.data import shapes
-from minidiff.evaluation import Figure, report_shapes, sample_many, share, split, texture
+from minidiff.evaluation import (
+    Figure,
+    levelled,
+    report_shapes,
+    sample_many,
+    share,
+    split,
+    texture,
+)
 from minidiff.schedule import NoiseSchedule
 from minidiff.unet import UNet, UNetConfig
 
@@ -71,13 +79,13 @@ def test_the_shapes_report_passes_the_truth_and_fails_noise(monkeypatch):
 
     monkeypatch.setattr(shapes, "captions", remember)
     monkeypatch.setattr(evaluation, "sample_many", truth)
-    *kinds, _ = report_shapes(None, n=64)
+    *kinds, _, _ = report_shapes(None, n=64)
     control = kinds.pop(1)
     assert "control" in control.what and control.value < 10
     assert len(kinds) == 4 and all(figure.value > 99 for figure in kinds)
 
     monkeypatch.setattr(evaluation, "sample_many", lambda m, c, **_: torch.randn(len(c), 3, 32, 32))
-    assert all(figure.value == 0 for figure in report_shapes(None, n=16)[:-1])
+    assert all(figure.value == 0 for figure in report_shapes(None, n=16)[:-2])
 
 
 def test_texture_sees_a_pattern_of_two_pixels():
@@ -87,6 +95,15 @@ def test_texture_sees_a_pattern_of_two_pixels():
     assert texture(noise + stripes) > 2
     assert texture(noise + stripes[:, None]) > 2
     assert texture(noise + stripes * stripes[:, None] / 0.01) > 2
+
+
+def test_grain_is_what_a_linear_shading_leaves():
+    noise = 0.01 * torch.randn(64, 3, 8, 8)
+    shading = 0.3 * torch.linspace(-1, 1, 8) + 0.2 * torch.linspace(-1, 1, 8)[:, None]
+    assert levelled(shading.expand(2, 3, 8, 8)).abs().max() < 1e-5
+    torch.testing.assert_close(levelled(noise + shading), levelled(noise), atol=1e-5, rtol=0)
+    assert 0.009 < levelled(noise).std() < 0.011
+    assert levelled(noise + shading**2).std() > 0.02
 
 
 def test_every_tenth_is_held_out():
