@@ -20,9 +20,9 @@ def test_links_lead_somewhere():
 
 def test_commands_are_the_command_lines():
     for command, options in re.findall(
-        r"minidiff (\w+)((?: .*)?)", re.findall(r"```\n(.*?)```", README, re.S)[1]
+        r"minidiff ((?:edit |clip )?\w+)((?: .*)?)", re.findall(r"```\n(.*?)```", README, re.S)[1]
     ):
-        told = CliRunner().invoke(main, [command, "--help"])
+        told = CliRunner().invoke(main, [*command.split(), "--help"])
         assert told.exit_code == 0, f"README shows `minidiff {command}`"
         for option in re.findall(r"(--[a-z-]+)", options.split("#")[0]):
             assert option in told.output, f"README shows `minidiff {command} {option}`"
