@@ -34,24 +34,42 @@ def write(
     path = Path(path)
     sheet = plot.save(sample_sheet(model), path.with_suffix(".png"))
     millions = sum(p.numel() for p in model.network.parameters()) / 1e6
-    card = model.card
-    rows = "\n".join(f"- {line(figure)}" for figure in figures)
-    beside = ""
-    if name in TRAINING_IMAGES:
-        nearest = path.with_name(f"{path.stem}_neighbours.png")
-        plot.save(neighbour_sheet(model, TRAINING_IMAGES[name]()), nearest)
-        beside = f"\n\n![samples and their nearest training images]({nearest.name})"
-    text = f"""# {name}
-
-{card["description"]}
-
+    network = f"UNet, {millions:.2f}M parameters, {model.size} px, predicts {model.predicts}"
+    above = f"""
 ![samples]({sheet.name})
 
 The sheet is drawn from seed 0; nothing in it is chosen.
+"""
+    below = ""
+    if name in TRAINING_IMAGES:
+        nearest = path.with_name(f"{path.stem}_neighbours.png")
+        plot.save(neighbour_sheet(model, TRAINING_IMAGES[name]()), nearest)
+        below = f"\n![samples and their nearest training images]({nearest.name})\n"
+    write_page(path, name, network, model.card, figures, command, above, below)
 
+
+def write_page(
+    path: Path,
+    name: str,
+    network: str,
+    card: dict,
+    figures: list[Figure],
+    command: str,
+    above: str = "",
+    below: str = "",
+) -> None:
+    """The Markdown that all cards share; `above` the table and `below` the figures stand pictures.
+
+    `card` is what training wrote down, `network` its sizes in words.
+    """
+    rows = "\n".join(f"- {line(figure)}" for figure in figures)
+    text = f"""# {name}
+
+{card["description"]}
+{above}
 | | |
 |---|---|
-| network | UNet, {millions:.2f}M parameters, {model.size} px, predicts {model.predicts} |
+| network | {network} |
 | data | {card["data"]} |
 | licence of the data | {card["licence"]} |
 | trained by | `{card["command"]}` |
@@ -62,8 +80,8 @@ The sheet is drawn from seed 0; nothing in it is chosen.
 
 By `{command}`; intervals are 95%.
 
-{rows}{beside}
-
+{rows}
+{below}
 ## Limits
 
 {card["limits"]}

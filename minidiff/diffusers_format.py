@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minidiff import checkpoint
-from minidiff.files import atomic
+from minidiff.files import atomic, read_json
 from minidiff.schedule import NoiseSchedule
 from minidiff.unet import UNet, UNetConfig
 
@@ -90,7 +90,7 @@ def read(folder: str | Path) -> tuple[UNet, NoiseSchedule, str]:
     """
     folder = Path(folder)
     home = _home(folder)
-    network = UNet(config_from(_read_json(home / CONFIG)))
+    network = UNet(config_from(read_json(home / CONFIG)))
     if not (home / WEIGHTS).is_file():
         raise FileNotFoundError(f"there is no {WEIGHTS} in {home}: no other format is read")
     try:
@@ -102,13 +102,13 @@ def read(folder: str | Path) -> tuple[UNet, NoiseSchedule, str]:
 
     for path in (folder / "scheduler" / SCHEDULER, folder / SCHEDULER):
         if path.is_file():
-            return network, *schedule_from(_read_json(path))
+            return network, *schedule_from(read_json(path))
     return network, NoiseSchedule.linear(), "eps"
 
 
 def image_size(folder: str | Path) -> int:
     """The side in pixels of the images a published network was trained on; 32 if it is not said."""
-    size = _read_json(_home(Path(folder)) / CONFIG).get("sample_size") or 32
+    size = read_json(_home(Path(folder)) / CONFIG).get("sample_size") or 32
     return int(max(size) if isinstance(size, list) else size)
 
 
@@ -292,18 +292,6 @@ def _present_name(name: str) -> str:
 
 def _not_covered(option: str, value: Any, expected: str) -> ValueError:
     return ValueError(f"{option} = {value!r} is not covered: expected {expected}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path.name} in {path.parent}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no options: expected a JSON object")
-    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

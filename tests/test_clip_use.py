@@ -9,8 +9,10 @@ from PIL import Image
 from minidiff import clip
 from minidiff.cli import main
 from minidiff.clip.model import CLIP, CLIPConfig
+from minidiff.clip.report import write_card
 from minidiff.clip.tokenizer import Tokenizer, train_bpe
 from minidiff.clip.use import image_features, text_features
+from minidiff.evaluation import Figure
 
 WORDS = ["a red picture", "a green picture", "a blue picture"] * 2
 
@@ -126,3 +128,19 @@ def test_what_it_looks_at_depends_on_the_text_and_not_on_the_batch(model):
 def test_bad_input_is_told_in_one_sentence(model, call, told):
     with pytest.raises(ValueError, match=told):
         call(model, torch.zeros(2, 3, 16, 16))
+
+
+def test_the_card_says_what_was_measured(model, tmp_path):
+    about = {"description": "A tiny one.", "data": "none", "licence": "MIT", "limits": "All."}
+    about |= {
+        "command": "minidiff train-clip",
+        "images_seen": 1234,
+        "minutes": 2,
+        "machine": "a CPU",
+    }
+    figures = [Figure("R@1", 95.0, 93.0, 97.0, "% of 500")]
+    write_card(tmp_path / "tiny.md", "tiny", model, about, figures, "minidiff clip evaluate tiny")
+    card = (tmp_path / "tiny.md").read_text()
+    assert card.startswith("# tiny\n\nA tiny one.\n\n| | |\n")
+    assert "| images seen | 1,234 |" in card and "16 px in patches of 4" in card
+    assert "- R@1: 95.0 (93.0 to 97.0) % of 500\n\n## Limits\n\nAll.\n" in card

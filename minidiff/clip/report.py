@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from minidiff.cards import line
+from minidiff.cards import write_page
 from minidiff.clip.model import CLIP
 from minidiff.clip.use import image_features, text_features, zero_shot
 from minidiff.data import shapes
 from minidiff.evaluation import Figure, share
-from minidiff.files import atomic
 
 #: The columns of a scene's code that a word of its caption stands for, and their words.
 WORDS = {
@@ -106,30 +105,6 @@ def write_card(
     path: Path, name: str, model: CLIP, card: dict, figures: list[Figure], command: str
 ) -> None:
     """The card of a small CLIP as Markdown; `command` measured the figures."""
-    c, rows = model.config, "\n".join(f"- {line(figure)}" for figure in figures)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    text = f"""# {name}
-
-{card["description"]}
-
-| | |
-|---|---|
-| network | CLIP, {millions:.2f}M parameters, {c.size} px in patches of {c.patch} |
-| data | {card["data"]} |
-| licence of the data | {card["licence"]} |
-| trained by | `{card["command"]}` |
-| images seen | {card["images_seen"]:,} |
-| time | {card["minutes"]:.0f} minutes on {card["machine"]} |
-
-## Measured
-
-By `{command}`; intervals are 95%.
-
-{rows}
-
-## Limits
-
-{card["limits"]}
-"""
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    c, millions = model.config, sum(p.numel() for p in model.parameters()) / 1e6
+    network = f"CLIP, {millions:.2f}M parameters, {c.size} px in patches of {c.patch}"
+    write_page(path, name, network, card, figures, command)

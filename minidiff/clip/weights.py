@@ -24,6 +24,7 @@ from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.preprocess import Preprocess
 from minidiff.device import best_device
 from minidiff.downloads import data_root, fetch, locked, sha256_of
+from minidiff.files import read_json
 from minidiff.zoo import FOLDERS
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
@@ -245,7 +246,7 @@ def read_file(path: Path) -> tuple[CLIPConfig, dict[str, Tensor]]:
     """Configuration and tensors of a .safetensors file, or of the index.json of several."""
     parts = [path]
     if path.suffix == ".json":
-        parts = [path.parent / part for part in sorted(set(_json(path)["weight_map"].values()))]
+        parts = [path.parent / part for part in sorted(set(read_json(path)["weight_map"].values()))]
     tensors, about = {}, None
     for part in parts:
         try:
@@ -339,7 +340,10 @@ def from_hugging_face(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _with_hugging_face_options(config: CLIPConfig, folder: Path) -> CLIPConfig:
     """What config.json and preprocessor_config.json add; an option they lack has its default."""
-    options, pixels = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
+    options, pixels = (
+        _options(folder / "config.json"),
+        _options(folder / "preprocessor_config.json"),
+    )
     image, text = options.get("vision_config") or {}, options.get("text_config") or {}
     for given in (options, image, text):
         _check_covered(given, HUGGING_FACE)
@@ -365,7 +369,7 @@ def _with_hugging_face_options(config: CLIPConfig, folder: Path) -> CLIPConfig:
 
 def _with_open_clip_options(config: CLIPConfig, folder: Path) -> CLIPConfig:
     """What open_clip_config.json adds; open_clip's defaults without it."""
-    options = _json(folder / "open_clip_config.json")
+    options = _options(folder / "open_clip_config.json")
     sizes, pixels = options.get("model_cfg", {}), options.get("preprocess_cfg", {})
     image, text = sizes.get("vision_cfg", {}), sizes.get("text_cfg", {})
     for given, kind in ((image, "image"), (text, "text"), (pixels, "preprocessing")):
@@ -389,14 +393,6 @@ def _check_covered(given: dict[str, Any], covered: dict[str, tuple]) -> None:
             raise ValueError(f"{option} = {given[option]!r} is not covered: expected {expected}")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _options(path: Path) -> dict[str, Any]:
     """The options in a file; none if it is not there."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no options: expected a JSON object")
-    return content
+    return read_json(path) if path.is_file() else {}
