@@ -118,6 +118,9 @@ def sample(prompts, model, number, scale, steps, seed, out) -> None:
 @click.option("--patch", type=int, help="Side of the pixel blocks that the network works on.")
 @click.option("--predicts", type=click.Choice(["eps", "v", "x0"]))
 @click.option("--min-snr", type=float, help="Gamma of min-SNR weighting; 0 for the plain loss.")
+@click.option(
+    "--drop-condition", type=float, help="Share of images that are learnt without their condition."
+)
 @click.option("--seed", type=int)
 @click.option("--save-every", type=int, help="Images between checkpoints and previews.")
 @click.option("--float32", is_flag=True, help="No mixed precision.")

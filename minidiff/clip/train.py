@@ -9,7 +9,9 @@ minidiff train-clip --data shapes --judge --out runs/clip_shapes_judge
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,6 +118,7 @@ def clip_shapes(judge: bool = False, shuffled: bool = False) -> Recipe:
     """
     seed = 1 if judge else 0
     drawn, captions = shapes.captioned(200_000, Generator().manual_seed(100 + seed))
+    drawn, captions = recolour(drawn, captions, 0.3, Generator().manual_seed(200 + seed))
     if shuffled:
         captions = captions[1:] + captions[:1]
     return _recipe(
@@ -126,11 +129,40 @@ def clip_shapes(judge: bool = False, shuffled: bool = False) -> Recipe:
         {
             "description": "Compares images of shapes with captions"
             + (", to judge what the other one has guided." if judge else "."),
-            "data": "200,000 scenes drawn by minidiff.data.shapes",
+            "data": "200,000 scenes drawn by minidiff.data.shapes; of three in ten the colours "
+            "are exchanged and not named",
             "licence": "MIT, as this project",
             "limits": "It knows only the pictures and words of the shapes world.",
         },
     )
+
+
+def recolour(
+    drawn: Tensor, captions: list[str], share: float, generator: Generator
+) -> tuple[Tensor, list[str]]:
+    """A share of the pictures (N,3,H,W) with red, green and blue exchanged, and captions that name
+    no colours: a star is a star in any colour, also in one that stars never had. No picture gets
+    a held-out pair of colour and shape that way.
+    """
+    palette = torch.tensor(
+        [[int(v[i : i + 2], 16) for i in (1, 3, 5)] for v in shapes.COLOUR_VALUES.values()]
+    ).float()  # (colours, 3)
+    exchanges = list(itertools.permutations(range(3)))[1:]
+    looks = [torch.cdist(palette[:, e], palette).argmin(dim=1).tolist() for e in exchanges]
+    name = re.compile(rf"({'|'.join(shapes.COLOURS)}) ({'|'.join(shapes.SHAPES)})")
+    luck = torch.rand(len(drawn), 2, generator=generator).tolist()
+    drawn, captions = drawn.clone(), list(captions)
+    for i, (chosen, which) in enumerate(luck):
+        k = int(which * len(exchanges))
+        things = [
+            (shapes.COLOURS[looks[k][shapes.COLOURS.index(colour)]], shape)
+            for colour, shape in name.findall(captions[i])
+        ]
+        if chosen < share and not set(things) & set(shapes.HELD_OUT):
+            drawn[i] = drawn[i, list(exchanges[k])]
+            text = re.sub(" on a .* background", "", name.sub(r"\2", captions[i]))
+            captions[i] = re.sub(r"\ban (?=[^aeiou])", "a ", text)
+    return drawn, captions
 
 
 def _recipe(
