@@ -205,6 +205,43 @@ def train_clip(data, judge, shuffled, out, images, resume, **given) -> None:
     _fit(run, recipe.card["data"], resume, clip_train.Saver(recipe, _command(), out))
 
 
+@main.command()
+@click.option("--data", required=True, type=click.Choice(["shapes", "cifar10"]))
+@click.option("--shuffled", is_flag=True, help="The control: every image with another's labels.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run.  [default: runs/noisy_DATA]",
+)
+@click.option("--images", type=float, help="Images to see in all, e.g. 2e6.")
+@click.option("--batch", type=int, help="Images a step, over all processes.")
+@click.option("--learning-rate", type=float)
+@click.option("--seed", type=int)
+@click.option("--save-every", type=int, help="Images between checkpoints.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
+def train_classifier(data, shuffled, out, images, resume, **given) -> None:
+    """Train a classifier of noisy images, for `minidiff guide classifier`.
+
+    minidiff train-classifier --data shapes
+    """
+    from minidiff import noisy_classifier, training
+
+    _join_processes()
+    recipes = {
+        "shapes": noisy_classifier.noisy_shapes,
+        "cifar10": noisy_classifier.noisy_cifar10,
+    }
+    with _first_process_first():
+        recipe = recipes[data](shuffled)
+    given = {name: value for name, value in given.items() if value is not None}
+    if images is not None:
+        given["images"] = int(min(images, 1e15))
+    recipe = replace(recipe, train=replace(recipe.train, **given))
+    out = out or Path("runs") / f"noisy_{data}"
+    run = training.Run(_placed(recipe.objective()), recipe.data, recipe.train, out)
+    _fit(run, recipe.card["data"], resume, noisy_classifier.Saver(recipe, _command(), out))
+
+
 @main.group()
 def clip() -> None:
     """Use a trained CLIP: one that is published, or one of our own."""

@@ -113,6 +113,7 @@ STANDS_ON = {
     "demo": ("plot", "zoo"),
     "cards": ("data", "metrics", "plot", "evaluation", "zoo", "files"),
     "clip": ("device", "checkpoint", "downloads", "data", "training", "evaluation", "cards"),
+    "noisy_classifier": ("unet", "clip", "recipes"),
 }
 TOP = {"__init__", "__main__", "cli", "edit_commands"}  # may import anything
 

@@ -1,0 +1,331 @@
+"""A classifier of noisy images, whose gradient guides a denoiser (Dhariwal and Nichol 2021).
+
+It is the UNet's way down with CLIP's attention pooling (their section 4.3), and has seen images at
+every noise level. A head names one attribute; heads together answer for what they were told.
+
+from minidiff import guidance, noisy_classifier, zoo
+
+model, judge = zoo.load("shapes"), noisy_classifier.load("shapes")
+guided = guidance.classifier(model.denoiser(), judge.log_prob("green star"), 3.0)
+
+minidiff train-classifier --data shapes
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from minidiff import checkpoint
+from minidiff.clip.model import AttentionPool
+from minidiff.data import images, shapes
+from minidiff.denoiser import network_time
+from minidiff.device import GroupNorm, best_device, describe
+from minidiff.recipes import SMALL
+from minidiff.schedule import NoiseLevel, NoiseSchedule, add_noise
+from minidiff.training import Run, TrainConfig, TrainingSet, draw_batch
+from minidiff.unet import Block, Down, TimeEmbedding, UNetConfig
+from minidiff.zoo import FOLDERS
+
+UNKNOWN = -100  # a label that teaches nothing: `cross_entropy` leaves it out
+ALONE = {"things": "one"}  # what a name of one thing's look says besides
+SCENE = ("things", "background")  # the heads that are no thing's look
+
+# ------------------------------------------------------------------------------------- the network
+
+
+class Encoder(nn.Module):
+    """The UNet's way down and its middle: x (B,3,H,W), t (B,) -> (B, width, H/8, W/8) or so."""
+
+    def __init__(self, c: UNetConfig):
+        super().__init__()
+        self.config = c
+        self.time = TimeEmbedding(c)
+        width = c.channels * c.multipliers[0]
+        self.stem = nn.Conv2d(c.in_channels * c.patch**2, width, 3, padding=1)
+        self.down = nn.ModuleList()
+        for i, w in enumerate(c.channels * m for m in c.multipliers):
+            if i > 0:
+                self.down.append(Down(c, width))
+            for _ in range(c.blocks):
+                self.down.append(Block(c, width, w, f"down{i}", i in c.attention, False))
+                width = w
+        self.down.append(Block(c, width, width, "mid", True, False))
+        self.norm = GroupNorm(c.groups, width, c.norm_eps)
+        self.width = width
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        emb = F.silu(self.time(t))
+        h = self.stem(F.pixel_unshuffle(x, self.config.patch))
+        for layer in self.down:
+            h = layer(h) if isinstance(layer, Down) else layer(h, emb, None, None)
+        return F.silu(self.norm(h))
+
+
+class NoisyClassifier(nn.Module):
+    """classifier(x, t) -> the log-probabilities (B, classes) of each head, by its name.
+
+    x is (B,3,size,size) at the noise level that the schedule has for t + 1, t (B,) as networks
+    count it. `heads` are attributes and the names of their classes; no name occurs twice.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        heads: Mapping[str, Sequence[str]],
+        schedule: NoiseSchedule,
+        size: int,
+        card: dict | None = None,
+    ):
+        super().__init__()
+        self.config, self.schedule, self.size, self.card = config, schedule, size, card or {}
+        self.heads = {name: tuple(classes) for name, classes in heads.items()}
+        self.encoder = Encoder(config)
+        tokens = (size // config.patch // 2 ** (len(config.multipliers) - 1)) ** 2 + 1
+        width, classes = self.encoder.width, sum(map(len, self.heads.values()))
+        self.pool = AttentionPool(tokens, width, width // (config.head_dim or width), classes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.stem.weight.device
+
+    def forward(self, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+        if x.shape[1:] != (3, self.size, self.size):
+            raise ValueError(
+                f"got images of shape {tuple(x.shape)}: expected (B, 3, {self.size}, {self.size})"
+            )
+        logits = self.pool(self.encoder(x, t)).float()  # (B, classes of all heads)
+        parts = logits.split([len(classes) for classes in self.heads.values()], dim=1)
+        return {name: part.log_softmax(1) for name, part in zip(self.heads, parts, strict=True)}
+
+    def labels(self, prompt: str) -> dict[str, int]:
+        """What a prompt says, as head -> class: "small red star", "left, on mint", "horse".
+
+        A thing's look or place says that it is alone. ValueError for a word that is no name, and
+        for two names of one head.
+        """
+        known = {name: head for head, classes in self.heads.items() for name in classes}
+        names = "|".join(sorted(map(re.escape, known), key=len, reverse=True))
+        said = re.findall(rf"\b(?:{names})\b", prompt)
+        rest = re.sub(rf"\b(?:{names}|an?|the|on|at|background)\b|,", " ", prompt).split()
+        found = {known[name]: name for name in said}
+        if rest or not said or len(found) < len(said):
+            wrong = f"does not know {rest[0]!r}" if rest else "needs one name of a head"
+            raise ValueError(f"{prompt!r}: the classifier {wrong}; its names are {self._names()}")
+        if "things" in self.heads and set(found) - set(SCENE):
+            found = ALONE | found
+        return {head: self.heads[head].index(name) for head, name in found.items()}
+
+    def log_prob(self, prompt: str | Sequence[str]) -> Callable[[Tensor, NoiseLevel], Tensor]:
+        """log p(prompt | x_t) as `guidance.classifier` wants it: (x (B,3,H,W), level) -> (B,).
+
+        Of one prompt, or of a list of prompts, one an image. The heads are taken as independent.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        labels = [self.labels(p) for p in prompts]
+
+        def log_prob(x: Tensor, level: NoiseLevel) -> Tensor:
+            if len(labels) not in (1, len(x)):
+                raise ValueError(
+                    f"{len(labels)} prompts for {len(x)} images: expected one, or one each"
+                )
+            said = labels * len(x) if len(labels) == 1 else labels
+            parts = self(x, network_time(x, level))
+            return torch.stack(
+                [sum(parts[h][i, c] for h, c in wanted.items()) for i, wanted in enumerate(said)]
+            )
+
+        return log_prob
+
+    def _names(self) -> str:
+        return "; ".join(f"{head}: {', '.join(names)}" for head, names in self.heads.items())
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+class Classification(nn.Module):
+    """What `training.Run` needs to train a classifier on q(x_t | x_0), every t as often."""
+
+    def __init__(self, network: NoisyClassifier):
+        super().__init__()
+        self.network = network
+
+    def about(self) -> dict:
+        return {"predicts": "classes", "heads": [*self.network.heads]}
+
+    def batch(self, data: TrainingSet, config: TrainConfig, step: int) -> Sequence[Tensor]:
+        """x0 (B,3,H,W), t (B,) from 1, noise, and labels (B, heads)."""
+        return draw_batch(data, config, self.network.schedule.T, step)
+
+    def forward(self, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
+        level = self.network.schedule.level(t)
+        x = add_noise(x0, level, noise)
+        says = self.network(x, network_time(x, level)).values()
+        losses = [
+            F.nll_loss(part, wanted, ignore_index=UNKNOWN)
+            for part, wanted in zip(says, labels.T, strict=True)
+        ]
+        return sum(losses) / len(losses)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a noisy classifier is made of."""
+
+    data: TrainingSet
+    network: UNetConfig
+    heads: dict[str, tuple[str, ...]]
+    train: TrainConfig
+    schedule: NoiseSchedule
+    size: int
+    card: dict
+
+    def objective(self) -> Classification:
+        """The classifier with fresh weights, those of the run's seed, and its loss."""
+        torch.manual_seed(self.train.seed)
+        return Classification(NoisyClassifier(self.network, self.heads, self.schedule, self.size))
+
+
+NETWORK = replace(SMALL, channels=32, multipliers=(1, 2, 3), attention=(1, 2))
+TRAIN = TrainConfig(images=300_000, learning_rate=1e-3, drop_condition=0.0, weight_decay=0.05)
+HEADS = {
+    "things": ("one", "two"),
+    "background": shapes.BACKGROUNDS,
+    "position": shapes.POSITIONS,
+    "shape": shapes.SHAPES,
+    "colour": shapes.COLOURS,
+    "size": shapes.SIZES,
+    "texture": shapes.TEXTURES,
+}
+
+
+def noisy_shapes(shuffled: bool = False) -> Recipe:
+    """On the scenes that the shapes model has learnt, of one thing or two, and on its schedule.
+
+    The looks of things are learnt from scenes of one; a scene of two teaches that, and its
+    background. `shuffled` is the control: every image has another one's labels.
+    """
+    generator = Generator().manual_seed(300)
+    codes = shapes.random_codes(100_000, generator)
+    drawn = torch.cat(
+        [images.to_uint8(shapes.render(part, 32, generator)[0]) for part in codes.split(256)]
+    )
+    return _recipe(
+        TrainingSet(drawn, scene_labels(codes)),
+        HEADS,
+        replace(TRAIN, flip=False),
+        NoiseSchedule.linear(),
+        {
+            "description": "Names what is in a noisy picture of shapes, to guide by its gradient.",
+            "data": "100,000 scenes drawn by minidiff.data.shapes",
+            "licence": "MIT, as this project",
+            "limits": "It knows the scenes and the schedule of the shapes model alone. Of scenes "
+            "with two things it says only that, and their background.",
+        },
+        shuffled,
+    )
+
+
+def noisy_cifar10(shuffled: bool = False) -> Recipe:
+    """On the 50,000 training images of CIFAR-10, and on the schedule of the cifar10 model."""
+    data = images.cifar10()
+    return _recipe(
+        TrainingSet(data.images, data.labels[:, None]),
+        {"class": data.classes},
+        TRAIN,
+        NoiseSchedule.cosine(),
+        {
+            "description": "Names the class of a noisy CIFAR-10 picture, to guide by its gradient.",
+            "data": "the 50,000 training images of CIFAR-10 (Krizhevsky 2009)",
+            "licence": "none stated by its author",
+            "limits": "A small network: on sharp pictures it is no match for the classifier that "
+            "judges. It knows the schedule of the cifar10 model alone.",
+        },
+        shuffled,
+    )
+
+
+def scene_labels(codes: Tensor) -> Tensor:
+    """Labels (N, heads), in the order of HEADS, of scenes as codes (N, 11)."""
+    alone = codes[:, 2] == 0
+    looks = torch.where(alone[:, None], codes[:, [1, 3, 4, 5, 6]], UNKNOWN)
+    return torch.column_stack([(~alone).long(), codes[:, 0], looks])
+
+
+def _recipe(
+    data: TrainingSet,
+    heads: dict[str, tuple[str, ...]],
+    train: TrainConfig,
+    schedule: NoiseSchedule,
+    card: dict,
+    shuffled: bool,
+) -> Recipe:
+    labels = data.conditions
+    labels = labels.roll(1, dims=0) if shuffled else labels
+    data = TrainingSet(data.images, labels, torch.full_like(labels[0], UNKNOWN))
+    return Recipe(data, NETWORK, heads, train, schedule, 32, card)
+
+
+class Saver:
+    """After each save of a run: the classifier itself, in half precision, for `load`."""
+
+    def __init__(self, recipe: Recipe, command: str, out: Path):
+        self.recipe, self.command, self.out = recipe, command, out
+
+    def __call__(self, run: Run) -> None:
+        network = run.average.network
+        network.card = self.recipe.card | {
+            "command": self.command,
+            "images_seen": run.seen,
+            "minutes": round(run.seconds / 60, 1),
+            "machine": describe(run.device),
+        }
+        save(self.out / "model.safetensors", network)
+
+
+# --------------------------------------------------------------------------------------- the files
+
+
+def save(path: str | Path, model: NoisyClassifier) -> None:
+    """Write a classifier in half precision, whole or not at all."""
+    tensors = {name: value.half() for name, value in model.state_dict().items()}
+    tensors["alpha_bar"] = model.schedule.alpha_bar
+    about = {"kind": "noisy classifier", "network": asdict(model.config), "heads": model.heads}
+    checkpoint.save(path, tensors, about | {"size": model.size, "card": model.card})
+
+
+def shipped() -> dict[str, Path]:
+    """The noisy classifiers that come with minidiff: the model they guide -> file."""
+    ending = "_noisy_classifier"
+    found = [file for folder in FOLDERS for file in folder.glob(f"*{ending}.safetensors")]
+    return {file.stem.removesuffix(ending): file for file in sorted(found)}
+
+
+def load(name_or_path: str | Path, device: str | torch.device | None = None) -> NoisyClassifier:
+    """The classifier that ships for a model ("shapes", "cifar10"), or one that training has saved.
+
+    In eval mode and frozen; its input may have gradients. FileNotFoundError for an unknown name,
+    ValueError for a damaged or foreign file.
+    """
+    known = shipped()
+    path = known.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no noisy classifier {str(name_or_path)!r}: expected a file or one of "
+            f"{', '.join(known)}"
+        )
+    tensors, about = checkpoint.load(path)
+    if about.get("kind") != "noisy classifier":
+        raise ValueError(f"{path} holds a {about.get('kind')}, not a noisy classifier")
+    schedule = NoiseSchedule(tensors.pop("alpha_bar"))
+    config = UNetConfig(**about["network"])
+    model = NoisyClassifier(config, about["heads"], schedule, about["size"], about["card"])
+    checkpoint.fill(model, tensors, str(path))  # copies half precision into float32
+    return model.eval().requires_grad_(False).to(device or best_device())
