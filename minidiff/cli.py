@@ -127,7 +127,7 @@ def sample(prompts, model, number, scale, steps, seed, out) -> None:
 @click.option(
     "--weights", help="Start from a trained model: a name of `minidiff models` or a file."
 )
-@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard.")
 def train(
     data, out, size, float32, weights, resume, tensorboard, multipliers, predicts, **given
@@ -171,7 +171,7 @@ def train(
 
 
 @main.command()
-@click.option("--data", required=True, type=click.Choice(["shapes"]))
+@click.option("--data", required=True, type=click.Choice(["shapes", "cifar10"]))
 @click.option("--judge", is_flag=True, help="The CLIP that only judges: another shape and seed.")
 @click.option("--shuffled", is_flag=True, help="The control: every image with another's caption.")
 @click.option(
@@ -184,7 +184,7 @@ def train(
 @click.option("--learning-rate", type=float)
 @click.option("--seed", type=int)
 @click.option("--save-every", type=int, help="Images between checkpoints.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
 def train_clip(data, judge, shuffled, out, images, resume, **given) -> None:
     """Train a small CLIP; everything not given is the recipe's.
 
@@ -193,9 +193,14 @@ def train_clip(data, judge, shuffled, out, images, resume, **given) -> None:
     from minidiff import training
     from minidiff.clip import train as clip_train
 
+    if judge and data != "shapes":
+        raise ValueError(f"--judge: the {data} CLIP has none, the classifier judges what it guides")
     _join_processes()
     with _first_process_first():
-        recipe = clip_train.clip_shapes(judge, shuffled)
+        if data == "shapes":
+            recipe = clip_train.clip_shapes(judge, shuffled)
+        else:
+            recipe = clip_train.clip_cifar10(shuffled)
     given = {name: value for name, value in given.items() if value is not None}
     if images is not None:
         given["images"] = int(min(images, 1e15))
@@ -385,9 +390,9 @@ def _fit(run, data: str, resume: bool, on_save) -> None:
     from minidiff import training
     from minidiff.estimate import estimate
 
-    if resume:
+    if resume and run.state_file.exists():
         run.resume()
-    elif run.state_file.exists():
+    elif not resume and run.state_file.exists():
         raise ValueError(f"{run.out} holds a run already: add --resume, or choose another --out")
     if training.rank() == 0:
         click.echo(f"{data}: {len(run.data.images)} images, on {run.device}")

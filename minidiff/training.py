@@ -334,6 +334,8 @@ def fit(
                     on_save(run)
             if stop:
                 raise KeyboardInterrupt(f"stopped after {run.seen} images; all is saved")
+    if dist.is_initialized():  # none leaves while another still saves
+        dist.barrier()
     return run.average
 
 

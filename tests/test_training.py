@@ -1,7 +1,6 @@
 """Training: exact resumption, equal results however the batch is divided, and honest failure."""
 
 import csv
-import os
 import random
 import signal
 import subprocess
@@ -150,20 +149,6 @@ def test_ctrl_c_saves_after_a_whole_step(tmp_path):
     fit(resumed, progress=False)
     fit(tiny_run(tmp_path / "whole"), progress=False)
     assert same_state(tmp_path, tmp_path / "whole")
-
-
-def test_two_processes_equal_one(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(20_000 + os.getpid() % 20_000)]
-    subprocess.run(
-        [*command, *script(tmp_path / "two")[1:], "--no-dropout"], check=True, capture_output=True
-    )
-    fit(tiny_run(tmp_path / "one", replace(TINY, dropout=0.0)), progress=False)
-    one, two = ([float(r["loss"]) for r in rows(tmp_path / n)] for n in ("one", "two"))
-    assert len(one) == len(two) == 10
-    assert one == pytest.approx(two, abs=1e-5)
-    a, b = (checkpoint.load(tmp_path / n / "state.safetensors")[0] for n in ("one", "two"))
-    assert all((a[k] - b[k]).abs().max() < 1e-4 for k in a if k.startswith("average."))
 
 
 def test_accumulation_equals_the_larger_batch(tmp_path):

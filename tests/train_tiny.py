@@ -1,5 +1,6 @@
 """A tiny training run in a process of its own, for tests that kill or multiply it."""
 
+import os
 import sys
 import time
 from dataclasses import replace
@@ -13,11 +14,16 @@ from minidiff.training import fit
 
 if __name__ == "__main__":
     out, options = Path(sys.argv[1]), sys.argv[2:]
+    out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
     network = replace(TINY, dropout=0.0) if "--no-dropout" in options else TINY
     run = tiny_run(out, network, **({"save_every": 32} if "--slow" in options else {}))
+    if "--resume" in options and run.state_file.exists():
+        run.resume()
+    if "RANK" in os.environ:
+        (out / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     if "--slow" in options:  # slow enough to be caught in the middle
         advance = run.advance
         run.advance = lambda: (time.sleep(0.1), advance())[1]

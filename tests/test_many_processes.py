@@ -1,0 +1,83 @@
+"""Training in several processes: the same numbers as in one, also after a worker was killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_training import TINY, one_thread, rows, same_state, script, tiny_run
+
+from minidiff import checkpoint
+from minidiff.training import fit
+
+__all__ = ["one_thread"]  # a fixture
+
+
+def torchrun(out: Path, processes: int, *options: str, restarts: int = 0) -> list[str]:
+    port = 20_000 + (os.getpid() + 101 * processes + 11 * restarts) % 20_000
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)),
+        *("--master-port", str(port), "--max-restarts", str(restarts), "--monitor-interval", ".1"),
+        *script(out, "--no-dropout", *options)[1:],
+    ]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """The folder of a run of two processes that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "two"
+    subprocess.run(torchrun(out, 2), check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "one"
+    subprocess.run(script(out, "--no-dropout"), check=True)
+    return out
+
+
+def assert_equal_runs(one: Path, several: Path) -> None:
+    """Losses to 1e-5 and averaged weights to 1e-4: sums of gradients in another order."""
+    a, b = ([float(r["loss"]) for r in rows(out)] for out in (one, several))
+    assert len(a) == len(b) == 10
+    assert a == pytest.approx(b, abs=1e-5)
+    a, b = (checkpoint.load(out / "state.safetensors")[0] for out in (one, several))
+    assert all((a[k] - b[k]).abs().max() < 1e-4 for k in a if k.startswith("average."))
+
+
+def test_two_processes_equal_one(one, two):
+    assert_equal_runs(one, two)
+
+
+def test_four_processes_equal_one(one, tmp_path):
+    subprocess.run(torchrun(tmp_path, 4), check=True, capture_output=True)
+    assert_equal_runs(one, tmp_path)
+
+
+def test_gradients_that_are_not_shared_would_show(one, tmp_path):
+    """Mutant: a process that learns from its half of each batch alone."""
+    half = tiny_run(tmp_path, replace(TINY, dropout=0.0), batch=8, images=160, log_every=16)
+    fit(half, progress=False)
+    with pytest.raises(AssertionError):
+        assert_equal_runs(one, tmp_path)
+
+
+def test_a_killed_worker_is_restarted_from_the_last_checkpoint(two, tmp_path):
+    command = torchrun(tmp_path, 2, "--slow", "--resume", restarts=1)
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log, victim = tmp_path / "log.csv", tmp_path / "1.pid"
+    while not log.exists() or not any(int(row["images"]) >= 160 for row in rows(tmp_path)):
+        assert job.poll() is None, job.stderr.read()
+        time.sleep(0.02)
+    at, first = checkpoint.about(tmp_path / "state.safetensors")["step"], victim.read_text()
+    assert 0 < at < 20
+    os.kill(int(first), signal.SIGKILL)
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 0, errors
+    assert victim.read_text() != first  # another process has finished its work
+    assert same_state(two, tmp_path)  # bit for bit
