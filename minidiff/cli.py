@@ -281,22 +281,24 @@ def clip_search(text, folder, model, best, out) -> None:
 
 @clip.command("evaluate")
 @click.argument("model")
-@click.option("--number", default=500, show_default=True, help="Images of each kind.")
+@click.option("--data", default="shapes", type=click.Choice(["shapes", "cifar10"]))
+@click.option("--number", type=int, help="Images of each kind.  [default: the report's]")
 @click.option("--card", type=click.Path(dir_okay=False, path_type=Path), help="Write it here.")
-def clip_evaluate(model, number, card) -> None:
-    """Measure a CLIP of the shapes world: the figures of its card."""
+def clip_evaluate(model, data, number, card) -> None:
+    """Measure a small CLIP of our own: the figures of its card."""
     from minidiff import cards, checkpoint, clip
     from minidiff.clip import report, weights
 
-    _positive(number=number)
+    if number is not None:
+        _positive(number=number)
     trained, _ = clip.load(model)
-    figures = report.report(trained, number)
+    reports = {"shapes": report.report_shapes, "cifar10": report.report_cifar10}
+    figures = reports[data](trained, **({} if number is None else {"n": number}))
     for figure in figures:
         click.echo(cards.line(figure))
     if card is not None:
         about = checkpoint.about(weights.shipped().get(model, Path(model)))
-        command = f"minidiff clip evaluate {model} --number {number} --card {card}"
-        report.write_card(card, card.stem, trained, about["card"], figures, command)
+        report.write_card(card, card.stem, trained, about["card"], figures, _command())
 
 
 @main.command()

@@ -8,10 +8,19 @@ import torch
 import torch.nn.functional as F
 
 from minidiff import clip
+from minidiff.clip import train as module
 from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.tokenizer import Tokenizer, train_bpe
-from minidiff.clip.train import Contrastive, Recipe, Saver, contrastive_loss
-from minidiff.data import shapes
+from minidiff.clip.train import (
+    TEMPLATES,
+    Contrastive,
+    Recipe,
+    Saver,
+    clip_cifar10,
+    contrastive_loss,
+    recolour,
+)
+from minidiff.data import images, shapes
 from minidiff.training import Run, TrainConfig, TrainingSet
 
 SCALE = torch.tensor(10.0)
@@ -106,6 +115,88 @@ def test_batches_are_shifted_images_with_their_own_captions(recipe):
     assert torch.equal(x, again[0])
     other = objective.batch(recipe.data, recipe.train, 1)
     assert not torch.equal(text, other[1])
+
+
+def test_in_a_batch_all_texts_are_of_one_template(recipe):
+    """So that the same class is the same text: another template of it would be a wrong answer."""
+    captions = [f"a photo of a {c}" for c in "abc"] + [f"the {c}" for c in "abc"]
+    tokens = Tokenizer(train_bpe(captions, 50)).tokenize(captions, 12).reshape(2, 3, 12)
+    labels = torch.arange(512) % 3
+    data = TrainingSet(recipe.data.images, tokens.transpose(0, 1)[labels])
+    seen = []
+    for step in range(2):
+        text = recipe.objective().batch(data, recipe.train, step)[1]
+        assert len(text.unique(dim=0)) == 3
+        seen.append(text)
+    one_step = module.draw_index(data, recipe.train, 1)
+    assert torch.equal(seen[1], tokens[1][labels[one_step]])
+    mixed = tokens.transpose(0, 1)[labels, torch.arange(512) % 2]  # Mutant: a template an image
+    assert len(mixed[one_step].unique(dim=0)) == 6
+
+
+def test_the_classes_of_cifar10_are_named_in_every_template(monkeypatch):
+    labels = torch.arange(20) % 10
+    drawn = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)
+    small = images.ImageSet(drawn, labels, images.CIFAR10_CLASSES)
+    monkeypatch.setattr(images, "cifar10", lambda: small)
+    recipe = clip_cifar10()
+    tokens, model = recipe.data.conditions, CLIP(recipe.network)
+    assert tokens.shape == (20, len(TEMPLATES), recipe.network.context)
+    for i, template in enumerate(TEMPLATES):
+        named = [template.format(images.CIFAR10_CLASSES[label]) for label in labels]
+        assert torch.equal(tokens[:, i], model.tokenize(named))
+    shuffled = clip_cifar10(shuffled=True).data.conditions
+    assert torch.equal(shuffled, tokens[labels.roll(1)]) and not torch.equal(shuffled, tokens)
+    assert sum(p.numel() for p in model.parameters()) < 4e6  # 8 MB in half precision
+
+
+# --- pictures in other colours -------------------------------------------------------------------
+
+
+PALETTE = tuple(shapes.COLOUR_VALUES.values())
+
+
+def test_recoloured_pictures_show_no_held_out_pair_and_their_captions_no_colour(monkeypatch):
+    codes = shapes.random_codes(1500, torch.Generator().manual_seed(3), pairs=0.0)
+    codes[:, 5:7] = torch.tensor([1, 0])  # large and plain
+    drawn, things = shapes.render(codes, 32, torch.Generator().manual_seed(4))
+    drawn = ((drawn + 1) * 127.5).round().to(torch.uint8)
+    captions = shapes.captions(shapes.decode(codes))
+    palette = torch.tensor([[int(v[i : i + 2], 16) for i in (1, 3, 5)] for v in PALETTE]).float()
+
+    def pairs_shown():
+        """The (colour, shape) that the changed pictures show, by their pixels. Many of the new
+        colours are between those of the palette; what is 45 of 255 away from one has its name."""
+        new, texts = recolour(drawn, captions, 0.5, torch.Generator().manual_seed(5))
+        changed = (new != drawn).flatten(1).any(1)
+        assert [a != b for a, b in zip(captions, texts, strict=True)] == changed.tolist()
+        for i in changed.nonzero().flatten().tolist():
+            assert not set(texts[i].split()) & {*shapes.COLOURS, *shapes.BACKGROUNDS}, texts[i]
+            shape, place = shapes.decode(codes[i : i + 1])[0].thing.shape, texts[i]
+            assert place.startswith(f"a large {shape} at the ")
+        assert all(a == b for a, b, c in zip(captions, texts, changed, strict=True) if not c)
+        inside = (things.squeeze(1) > 0.99)[:, None]
+        means = (new * inside).sum((2, 3)) / inside.sum((2, 3))
+        near, nearest = torch.cdist(means, palette).min(1)
+        named = changed & (near < 45)
+        shown = zip(nearest[named].tolist(), codes[named, 3].tolist(), strict=True)
+        return {(shapes.COLOURS[c], shapes.SHAPES[s]) for c, s in shown}, changed.double().mean()
+
+    shown, share = pairs_shown()
+    assert not shown & set(shapes.HELD_OUT) and len(shown) > 15 and 0.35 < share < 0.5
+    held_out = set(shapes.HELD_OUT)
+    monkeypatch.setattr(module.shapes, "HELD_OUT", ())  # Mutant: nothing is held out
+    assert len(pairs_shown()[0] & held_out) >= 3
+
+
+def test_captions_without_colours_are_good_english():
+    luck = torch.Generator().manual_seed(6)
+    drawn, captions = shapes.captioned(300, luck)
+    _, texts = recolour(drawn, captions, 1.0, luck)
+    changed = [t for t, c in zip(texts, captions, strict=True) if t != c]
+    assert len(changed) > 200 and any(" of a " in t for t in changed)
+    for text in changed:
+        assert not set(text.split()) & {*shapes.COLOURS, "background", "an"}, text
 
 
 def test_the_temperature_stays_below_its_limit(recipe):

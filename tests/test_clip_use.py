@@ -11,7 +11,8 @@ from minidiff.cli import main
 from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.report import write_card
 from minidiff.clip.tokenizer import Tokenizer, train_bpe
-from minidiff.clip.use import image_features, text_features
+from minidiff.clip.use import encoder, image_features, text_features
+from minidiff.data.images import from_pil
 from minidiff.evaluation import Figure
 
 WORDS = ["a red picture", "a green picture", "a blue picture"] * 2
@@ -63,6 +64,27 @@ def test_features_do_not_depend_on_the_batch(model):
     x = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(image_features(model, x, batch=2), image_features(model, x))
     assert torch.allclose(text_features(model, WORDS[:2]).norm(dim=1), torch.ones(2))
+
+
+def test_the_encoder_takes_images_of_any_size_in_minus_1_to_1(model):
+    preprocess = clip.Preprocess(model.config)
+    pixels = torch.randint(0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(4))
+    picture = Image.fromarray(pixels.to(torch.uint8).numpy())
+    x = from_pil(picture)
+    encode = encoder(model)
+    torch.testing.assert_close(encode(x), image_features(model, preprocess(picture)[None]))
+    # Mutant: [-1, 1] fed to CLIP, as if it were [0, 1], is another picture; `normalise` refuses it.
+    wrong = F.normalize(model.encode_image(preprocess.standardise(x)), dim=-1)
+    assert (wrong - encode(x)).abs().max() > 0.01
+    with pytest.raises(ValueError, match=r"from -1 to 1: expected them in \[0, 1\], not in \[-1"):
+        preprocess.normalise(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 3, 16, 16))
+    picture = picture.resize((40, 40))
+    large = from_pil(picture).requires_grad_()
+    expected = image_features(model, preprocess(picture)[None])
+    torch.testing.assert_close(encode(large), expected, atol=0.01, rtol=0)
+    encode(large).sum().backward()
+    assert large.grad.abs().max() > 0 and all(p.grad is None for p in model.parameters())
+    assert encode(3 * x).isfinite().all()  # predictions of x0 lie outside of [-1, 1]
 
 
 def test_search_puts_the_best_first_and_leaves_out_what_is_no_picture(model, tmp_path):

@@ -37,7 +37,20 @@ class Preprocess:
         return self.normalise(pixels.permute(2, 0, 1).contiguous().float() / 255)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images (...,3,H,W) in [0, 1] as CLIP's encoder wants them; differentiable."""
+        """Images (...,3,H,W) in [0, 1] as CLIP's encoder wants them; differentiable.
+
+        ValueError for values far outside: those of images in [-1, 1], or of 0 to 255.
+        """
+        low, high = images.min().item(), images.max().item()
+        if low < -0.1 or high > 1.1:
+            raise ValueError(
+                f"got images with values from {low:.3g} to {high:.3g}: expected them in [0, 1], "
+                "not in [-1, 1] or 0 to 255"
+            )
+        return self.standardise(images)
+
+    def standardise(self, images: Tensor) -> Tensor:
+        """`normalise` for values that may lie outside [0, 1], as predictions of images do."""
         mean, std = (
             torch.tensor(x, dtype=images.dtype, device=images.device)[:, None, None]
             for x in (self.config.mean, self.config.std)

@@ -1,4 +1,4 @@
-"""What the small CLIPs of the shapes world are worth, measured: the figures in their cards."""
+"""What the small CLIPs are worth, measured: the figures in their cards."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from minidiff import metrics
 from minidiff.cards import write_page
+from minidiff.classifier import load_classifier
 from minidiff.clip.model import CLIP
+from minidiff.clip.train import TEMPLATES
 from minidiff.clip.use import image_features, text_features, zero_shot
-from minidiff.data import shapes
+from minidiff.data import images, shapes
 from minidiff.evaluation import Figure, share
 
 #: The columns of a scene's code that a word of its caption stands for, and their words.
@@ -26,23 +29,31 @@ WORDS = {
 }
 
 
-def report(model: CLIP, n: int = 500) -> list[Figure]:
+def report_shapes(model: CLIP, n: int = 500) -> list[Figure]:
     """Finding captions, naming colours and shapes, and differences that name themselves."""
-    held_out = shapes.random_codes(n, Generator().manual_seed(2000), pairs=0.0, held_out=True)
-    drawn, _ = shapes.render(held_out, generator=Generator().manual_seed(2001))
-    seen = image_features(model, drawn)
     every = _all_codes_of_one_thing()
     texts = text_features(model, shapes.captions(shapes.decode(every)))
-    found = every[(seen @ texts.T).argmax(dim=1)]
-    note = f"% of {n} images of held-out pairs find their caption among {len(every):,}"
-    figures = [share("R@1", (found == held_out).all(dim=1), note)]
-    for what, column, names, templates in (
-        ("colour", 4, shapes.COLOURS, [f"a {{}} {shape}" for shape in shapes.SHAPES]),
-        ("shape", 3, shapes.SHAPES, [f"a {colour} {{}}" for colour in shapes.COLOURS]),
-    ):
-        says = zero_shot(model, drawn, names, templates).argmax(dim=1).cpu()
-        figures.append(share(f"zero-shot {what}", says == held_out[:, column], "% of the same"))
+    figures = []
+    for kind, held_out in (("seen in training", False), ("held out of training", True)):
+        codes = shapes.random_codes(n, Generator().manual_seed(2000), pairs=0.0, held_out=held_out)
+        drawn, _ = shapes.render(codes, generator=Generator().manual_seed(2001))
+        found = every[(image_features(model, drawn) @ texts.T).argmax(dim=1).cpu()]
+        note = f"% of {n} images find their caption among {len(every):,}"
+        figures.append(share(f"pairs {kind}: R@1", (found == codes).all(dim=1), note))
+        for what, column, names, templates in (
+            ("colour", 4, shapes.COLOURS, [f"a {{}} {shape}" for shape in shapes.SHAPES]),
+            ("shape", 3, shapes.SHAPES, [f"a {colour} {{}}" for colour in shapes.COLOURS]),
+        ):
+            says = zero_shot(model, drawn, names, templates).argmax(dim=1).cpu()
+            right = says == codes[:, column]
+            figures.append(share(f"pairs {kind}: zero-shot {what}", right, "% of the same"))
+    return figures + _differences(model, n)
+
+
+def _differences(model: CLIP, n: int) -> list[Figure]:
+    """How often the word nearest to the difference of two images names what differs."""
     words, directions = _word_directions(model)
+    figures = []
     for what, changed in (("differ in one attribute", True), ("have the same caption", False)):
         before, after, named = _twins(n, changed)
         generators = [Generator().manual_seed(2002 + (0 if changed else i)) for i in range(2)]
@@ -59,6 +70,23 @@ def report(model: CLIP, n: int = 500) -> list[Figure]:
             most = nearest.bincount(minlength=len(words)).max() / n * len(words)
             note = f"times chance: how often the most frequent word is the nearest, {n} pairs"
             figures.append(Figure(f"control: twins that {what}", most.item(), note=note))
+    return figures
+
+
+def report_cifar10(model: CLIP, n: int = 10_000) -> list[Figure]:
+    """Zero-shot accuracy on the test images, beside that of the supervised classifier."""
+    test = images.cifar10(train=False)
+    labels, drawn = test.labels[:n], images.to_float(test.images[:n])
+    note = f"% of {n:,} test images"
+    figures = []
+    for what, templates in (
+        (f"zero-shot, {len(TEMPLATES)} templates", TEMPLATES),
+        ('zero-shot, "a photo of a {}"', ["a photo of a {}"]),
+    ):
+        says = zero_shot(model, drawn, test.classes, templates).argmax(dim=1).cpu()
+        figures.append(share(what, says == labels, note))
+    says = metrics.features(load_classifier(), drawn).argmax(dim=1)
+    figures.append(share("the supervised classifier, cifar10_classifier", says == labels, note))
     return figures
 
 

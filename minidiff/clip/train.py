@@ -1,9 +1,10 @@
 """Contrastive training (Radford et al. 2021, figure 3): in a batch, each image is to find its text
-among all texts, and each text its image. Two small CLIPs for 32 px are trained so: one that may
-guide, and one of another shape and seed that only judges.
+among all texts, and each text its image. Small CLIPs for 32 px are trained so: of the shapes world
+one that may guide, and one of another shape and seed that only judges; and one of CIFAR-10.
 
 minidiff train-clip --data shapes --out runs/clip_shapes
 minidiff train-clip --data shapes --judge --out runs/clip_shapes_judge
+minidiff train-clip --data cifar10 --out runs/clip_cifar10
 """
 
 from __future__ import annotations
@@ -55,14 +56,21 @@ class Contrastive(nn.Module):
         return {"predicts": "which text belongs to which image", "shift": self.shift}
 
     def batch(self, data: TrainingSet, config: TrainConfig, step: int) -> Sequence[Tensor]:
-        """Images (B,3,H,W) in [-1,1], shifted by up to `shift` pixels, and texts (B,L)."""
+        """Images (B,3,H,W) in [-1,1], shifted by up to `shift` pixels, and texts (B,L).
+
+        Where images have several texts, (N,T,L), the steps take turns: in a batch of one template
+        the same class is the same text, and no wrong answer.
+        """
         device = data.images.device
         generator = Generator(device).manual_seed(mixed(config.seed, step))
         index = draw_index(data, config, step)
+        texts = data.conditions
         x = images.random_crop(data.images[index], self.shift, generator)
         if config.flip:
             x = images.flip(x, generator)
-        return images.to_float(x), data.conditions[index]
+        if texts.ndim == 3:
+            texts = texts[:, step % texts.shape[1]]
+        return images.to_float(x), texts[index]
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         scale = self.network.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
@@ -108,6 +116,7 @@ JUDGE = replace(
 TRAIN = TrainConfig(
     images=600_000, batch=256, learning_rate=1e-3, weight_decay=0.1, cooldown=0.8, ema=0.99
 )
+TRAIN_CIFAR10 = replace(TRAIN, images=450_000, flip=True)
 
 
 def clip_shapes(judge: bool = False, shuffled: bool = False) -> Recipe:
@@ -123,7 +132,8 @@ def clip_shapes(judge: bool = False, shuffled: bool = False) -> Recipe:
         captions = captions[1:] + captions[:1]
     return _recipe(
         drawn,
-        captions,
+        [[caption] for caption in captions],
+        torch.arange(len(captions)),
         JUDGE if judge else GUIDE,
         replace(TRAIN, flip=False, seed=seed),
         {
@@ -135,6 +145,32 @@ def clip_shapes(judge: bool = False, shuffled: bool = False) -> Recipe:
             "limits": "It knows only the pictures and words of the shapes world.",
         },
     )
+
+
+TEMPLATES = (  # in the words of OpenAI's prompts for CIFAR-10
+    "a photo of a {}",
+    "a blurry photo of a {}",
+    "a small photo of the {}",
+    "a picture of a {}",
+    "the {}",
+    "{}",
+)
+
+
+def clip_cifar10(shuffled: bool = False) -> Recipe:
+    """On CIFAR-10, its classes named in several templates; `shuffled` as for the shapes."""
+    data = images.cifar10()
+    labels = data.labels.roll(1) if shuffled else data.labels
+    named = [[template.format(name) for template in TEMPLATES] for name in data.classes]
+    card = {
+        "description": "Compares pictures of ten kinds of things with their names.",
+        "data": f"the 50,000 training images of CIFAR-10 (Krizhevsky 2009), named in "
+        f"{len(TEMPLATES)} templates",
+        "licence": "none stated by its author",
+        "limits": "It knows ten nouns, and no other word: what it says of anything else is noise. "
+        "The supervised classifier, a convolutional network, is the better judge.",
+    }
+    return _recipe(data.images, named, labels, replace(GUIDE, context=12), TRAIN_CIFAR10, card)
 
 
 def recolour(
@@ -166,14 +202,24 @@ def recolour(
 
 
 def _recipe(
-    drawn: Tensor, captions: list[str], network: CLIPConfig, train: TrainConfig, card: dict
+    drawn: Tensor,
+    captions: list[list[str]],
+    labels: Tensor,
+    network: CLIPConfig,
+    train: TrainConfig,
+    card: dict,
 ) -> Recipe:
-    """A vocabulary of the captions' own, in which every word that occurs twice is one token."""
-    tokenizer = Tokenizer(train_bpe(captions, 1000))
+    """Pictures (N,3,H,W) and, by label (N,), their captions: as many templates for each.
+
+    The vocabulary is the captions' own, in which every word that occurs twice is one token.
+    """
+    every = [text for texts in captions for text in texts]
+    tokenizer = Tokenizer(train_bpe(every, 1000))
     merges = tuple(tokenizer.merges)
     network = replace(network, vocabulary=len(tokenizer), end=tokenizer.end, merges=merges)
-    data = TrainingSet(drawn, tokenizer.tokenize(captions, network.context))
-    return Recipe(data, network, train, card)
+    tokens = tokenizer.tokenize(every, network.context)  # (captions * T, L)
+    tokens = tokens.unflatten(0, (len(captions), -1))[labels]  # (N,T,L)
+    return Recipe(TrainingSet(drawn, tokens), network, train, card)
 
 
 class Saver:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,24 @@ def image_features(model: CLIP, images: Tensor, batch: int = 64) -> Tensor:
     device = model.logit_scale.device
     parts = [model.encode_image(part.to(device)).float() for part in images.split(batch)]
     return F.normalize(torch.cat(parts), dim=-1)
+
+
+def encoder(model: CLIP) -> Callable[[Tensor], Tensor]:
+    """encode(images) -> unit embeddings (B, embed) of images (B,3,H,W) in [-1, 1] of any size.
+
+    Differentiable with respect to the images; the model's weights are frozen. A CLIP of 224 px sees
+    small pictures enlarged. Values outside [-1, 1], as predictions of x0 have, are let through.
+    """
+    model.requires_grad_(False)
+    preprocess, size = Preprocess(model.config), model.config.size
+
+    def encode(images: Tensor) -> Tensor:
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bicubic", antialias=True)
+        seen = model.encode_image(preprocess.standardise((images + 1) / 2))
+        return F.normalize(seen.float(), dim=-1)
+
+    return encode
 
 
 def zero_shot(

@@ -6,6 +6,7 @@ Every method is a function of a denoiser and images (B,3,H,W) in [-1, 1]; masks 
 
 from minidiff.editing.attention import WordMaps
 from minidiff.editing.blended import background_loss, blended, rank
+from minidiff.editing.clip_guidance import clip_guided, clip_score, cutouts, spherical_distance
 from minidiff.editing.diffedit import diffedit, difference, edit_mask
 from minidiff.editing.ilvr import ilvr, low_pass
 from minidiff.editing.interpolation import interpolate, slerp
@@ -24,6 +25,9 @@ __all__ = [
     "WordMaps",
     "background_loss",
     "blended",
+    "clip_guided",
+    "clip_score",
+    "cutouts",
     "diffedit",
     "difference",
     "edit_mask",
@@ -40,4 +44,5 @@ __all__ = [
     "reweight",
     "sdedit",
     "slerp",
+    "spherical_distance",
 ]
