@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from minidiff.edit_commands import edit
+from minidiff.guide_commands import guide
 
 
 class Group(click.Group):
@@ -38,6 +39,7 @@ def main() -> None:
 
 
 main.add_command(edit)
+main.add_command(guide)
 
 
 @main.command()
@@ -245,6 +247,31 @@ def train_classifier(data, shuffled, out, images, resume, **given) -> None:
     out = out or Path("runs") / f"noisy_{data}"
     run = training.Run(_placed(recipe.objective()), recipe.data, recipe.train, out)
     _fit(run, recipe.card["data"], resume, noisy_classifier.Saver(recipe, _command(), out))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--guides", default="shapes", show_default=True, help="The model it guides.")
+@click.option("--control", help="A classifier that was trained with --shuffled.")
+@click.option("--number", default=1000, show_default=True, help="Images to classify.")
+@click.option("--guided", default=96, show_default=True, help="Images to draw at each scale.")
+@click.option("--card", type=click.Path(dir_okay=False, path_type=Path), help="Write it here.")
+def evaluate_classifier(model, guides, control, number, guided, card) -> None:
+    """Measure a classifier of noisy images and its guidance: the figures of its card.
+
+    minidiff evaluate-classifier cifar10 --guides cifar10
+    """
+    from minidiff import cards, classifier_guidance, noisy_classifier, zoo
+
+    _positive(number=number, guided=guided)
+    judge = noisy_classifier.load(model)
+    other = noisy_classifier.load(control) if control else None
+    figures = classifier_guidance.report(zoo.load(guides), judge, other, number, guided)
+    for figure in figures:
+        click.echo(cards.line(figure))
+    if card is not None:
+        command = " ".join(["minidiff", *sys.argv[1:]])
+        classifier_guidance.write_card(card, judge, figures, command)
 
 
 @main.group()

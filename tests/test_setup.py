@@ -114,8 +114,10 @@ STANDS_ON = {
     "cards": ("data", "metrics", "plot", "evaluation", "zoo", "files"),
     "clip": ("device", "checkpoint", "downloads", "data", "training", "evaluation", "cards"),
     "noisy_classifier": ("unet", "clip", "recipes"),
+    "classifier_guidance": ("noisy_classifier", "cards"),
 }
-TOP = {"__init__", "__main__", "cli", "edit_commands"}  # may import anything
+# These may import anything.
+TOP = {"__init__", "__main__", "cli", "edit_commands", "guide_commands", "lessons"}
 
 
 def imported_names(node: ast.AST) -> list[str]:

@@ -1,0 +1,178 @@
+"""Sampling under a classifier of noisy images, and what that is worth, measured.
+
+The base is a model's null condition. What judges never guides: of shapes it is the oracle, of
+CIFAR-10 the classifier of sharp pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from minidiff.cards import write_page
+from minidiff.classifier import load_classifier
+from minidiff.data import images, shapes
+from minidiff.denoiser import network_time
+from minidiff.device import autocast
+from minidiff.evaluation import Figure, share
+from minidiff.guidance import clamp, classifier
+from minidiff.noise import per_image
+from minidiff.noisy_classifier import HEADS, UNKNOWN, NoisyClassifier, scene_labels
+from minidiff.samplers import ddim_step, sample
+from minidiff.schedule import add_noise
+from minidiff.zoo import Diffusion
+
+TIMES = (1, 100, 250, 500, 750, 1000)
+SCALES = (0, 1, 3, 10)
+
+
+def draw(
+    model: Diffusion,
+    judge: NoisyClassifier,
+    prompts: Sequence[str],
+    scale: float = 3.0,
+    *,
+    steps: int = 25,
+    seed: int = 0,
+    batch: int = 32,
+    progress: bool = True,
+) -> Tensor:
+    """One image for each prompt, (n, 3, size, size) on the CPU, of the model's null condition
+    guided by the classifier (Dhariwal and Nichol 2021, algorithm 2).
+
+    Image i of a seed is the same whatever the batch; scale 0 is unguided. ValueError for a prompt
+    that the classifier does not know, and for one of another schedule or size than the model's.
+    """
+    from tqdm.auto import tqdm
+
+    same = torch.equal(model.schedule.alpha_bar, judge.schedule.alpha_bar)
+    if not same or model.size != judge.size:
+        raise ValueError("the classifier was trained on another schedule or size than the model's")
+    log_prob = judge.log_prob(prompts)  # refuses what it does not know
+    generators = per_image(Generator().manual_seed(seed), len(prompts))
+    fast, path, done = model.for_sampling(), model.schedule.path(steps), []
+    starts = range(0, len(prompts), batch)
+    for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
+        own = generators[start : start + batch]
+        log_prob = judge.log_prob(prompts[start : start + batch])
+        denoise = clamp(classifier(fast.denoiser(), log_prob, scale))
+        with autocast(model.device):
+            x = sample(ddim_step, denoise, model.noise(len(own), own), path, generator=own)
+        done.append(x.cpu())
+    return torch.cat(done)
+
+
+def shows(judge: NoisyClassifier, prompts: Sequence[str], drawn: Tensor) -> Tensor:
+    """Which images (n,3,H,W) show what their prompts say, by the independent judge: (n,) bool."""
+    wanted = [judge.labels(prompt) for prompt in prompts]
+    if "class" in judge.heads:
+        says = load_classifier()(drawn.clamp(-1, 1)).argmax(1).tolist()
+        return torch.tensor([w["class"] == found for w, found in zip(wanted, says, strict=True)])
+    hits = []
+    for said, scene in zip(wanted, shapes.read(drawn), strict=True):
+        found = [UNKNOWN] * len(HEADS)  # what the oracle cannot read shows nothing
+        if scene is not None:
+            found = scene_labels(shapes.encode([scene]))[0].tolist()
+        has = dict(zip(HEADS, found, strict=True))
+        hits.append(all(has[head] == value for head, value in said.items()))
+    return torch.tensor(hits)
+
+
+def spread(drawn: Tensor, groups: Sequence[str]) -> float:
+    """How different images (n,3,H,W) of one prompt are: mean root mean square distance of two."""
+    apart = []
+    for group in dict.fromkeys(groups):
+        own = drawn[[i for i, g in enumerate(groups) if g == group]].flatten(1)
+        apart.append(torch.pdist(own).mean() / own.shape[1] ** 0.5)
+    return torch.stack(apart).mean().item()
+
+
+# ------------------------------------------------------------------------------------- the figures
+
+
+def report(
+    model: Diffusion,
+    judge: NoisyClassifier,
+    control: NoisyClassifier | None = None,
+    n: int = 1000,
+    guided: int = 96,
+) -> list[Figure]:
+    """Accuracy against the noise level, then guidance at SCALES: target rate and diversity.
+
+    Everything on pictures and seeds that neither training nor calibration has seen; `control` is a
+    classifier that was trained on exchanged labels.
+    """
+    figures = accuracy(judge, n)
+    prompts = targets(judge, guided)
+    how = f"{guided} images, DDIM 25"
+    for name, guide in (("", judge), ("control, labels exchanged in training: ", control)):
+        for scale in SCALES if guide is judge else SCALES[-1:]:
+            if guide is None:
+                continue
+            drawn = draw(model, guide, prompts, scale, seed=3000)
+            what = f"{name}target rate at scale {scale}"
+            figures.append(share(what, shows(judge, prompts, drawn), f"% by the judge; {how}"))
+            note = "mean distance of two images of one target"
+            figures.append(
+                Figure(f"{name}diversity at scale {scale}", spread(drawn, prompts), note=note)
+            )
+    return figures
+
+
+def targets(judge: NoisyClassifier, n: int) -> list[str]:
+    """n prompts to aim at, twelve of each: classes, or a colour and a shape of the seen pairs."""
+    if "class" in judge.heads:
+        names = judge.heads["class"]
+    else:
+        scenes = shapes.random_scenes(max(n // 12, 1), Generator().manual_seed(3001), pairs=0.0)
+        names = [f"{scene.thing.colour} {scene.thing.shape}" for scene in scenes]
+    return [names[i % len(names)] for i in range(n)]
+
+
+@torch.no_grad()
+def accuracy(judge: NoisyClassifier, n: int) -> list[Figure]:
+    """How often each head is right at TIMES, and right of those a blind copy that is told t = 1."""
+    x0, labels = _unseen(judge, n)
+    figures = []
+    for t in TIMES:
+        level = judge.schedule.level(t)
+        noise = torch.randn(x0.shape, generator=Generator().manual_seed(3003))
+        x = add_noise(x0, level, noise).to(judge.device)
+        told, blind = (
+            _says(judge, x, told_level) for told_level in (level, judge.schedule.level(1))
+        )
+        for i, (head, names) in enumerate(judge.heads.items()):
+            known = labels[:, i] != UNKNOWN
+            right = (told[:, i] == labels[:, i])[known]
+            blindly = (blind[:, i] == labels[:, i])[known].float().mean() * 100
+            note = f"%; chance {100 / len(names):.1f}, a copy that is told t = 1 {blindly:.1f}"
+            figures.append(share(f"{head} at t = {t}", right, note))
+    return figures
+
+
+def _says(judge: NoisyClassifier, x: Tensor, level) -> Tensor:
+    """The classes (n, heads) that are found likeliest at a level, whichever the images have."""
+    parts = [judge(part, network_time(part, level)) for part in x.split(250)]
+    return torch.cat(
+        [torch.stack([p.argmax(1) for p in part.values()], dim=1) for part in parts]
+    ).cpu()
+
+
+def _unseen(judge: NoisyClassifier, n: int) -> tuple[Tensor, Tensor]:
+    """n images (n,3,H,W) that training has not seen, and their labels (n, heads)."""
+    if "class" in judge.heads:
+        test = images.cifar10(train=False)
+        return images.to_float(test.images[:n]), test.labels[:n, None]
+    generator = Generator().manual_seed(3002)
+    codes = shapes.random_codes(n, generator)
+    return shapes.render(codes, judge.size, generator)[0], scene_labels(codes)
+
+
+def write_card(path: Path, judge: NoisyClassifier, figures: list[Figure], command: str) -> None:
+    """The card of a noisy classifier as Markdown; `command` measured the figures."""
+    millions = sum(p.numel() for p in judge.parameters()) / 1e6
+    network = f"UNet's way down and attention pooling, {millions:.2f}M parameters, {judge.size} px"
+    write_page(path, path.stem, network, judge.card, figures, command)
