@@ -1,4 +1,4 @@
-"""Time minidiff beside diffusers on this processor: `python -m benchmarks.run [--quick]`.
+"""Time minidiff beside diffusers on this processor: `python -m benchmarks.run [--check]`.
 
 Three workers hold the same weights, each in a process of its own with two threads, and take turns
 (A B C A B C ...), so that a machine that slows down slows all of them:
@@ -9,14 +9,16 @@ Three workers hold the same weights, each in a process of its own with two threa
   processor has it, attention written out on CPUs, memory kept between steps).
 
 A ratio is diffusers' median time over ours, above 1 where minidiff is faster, with a 95% bootstrap
-interval over the rounds. The full run, some ten minutes on two free cores, also writes
-benchmarks/RESULTS.md.
+interval over the rounds. The full run, some ten minutes on two free cores, writes
+benchmarks/RESULTS.md and the ratios to benchmarks/results.json. `--check` times a part of it in two
+minutes and fails where a ratio has fallen more than a quarter below the recorded one.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import platform
 import subprocess
@@ -44,6 +46,8 @@ from minidiff.unet import UNet, UNetConfig
 THREADS = 2
 SIZE = 32  # pixels
 RESULTS = Path(__file__).parent / "RESULTS.md"
+RECORD = Path(__file__).parent / "results.json"
+MAY_FALL = 0.25  # of a recorded ratio, before `--check` fails: shared machines are noisy
 STEPS = 50
 NETWORKS = {
     "small": UNetConfig(channels=64, multipliers=(1, 1, 2), blocks=1, attention=(2,), dropout=0.0),
@@ -284,36 +288,59 @@ def described(value: tuple[float, float, float], wanted: float | None) -> list[s
     return [f"{r:.2f} ({low:.2f}-{high:.2f})", f">= {wanted}" if wanted else ""]
 
 
-def report(quick: bool) -> str:
-    """Everything measured, as Markdown."""
-    speed, overhead, equal = [], [], []
-    for name in ("small",) if quick else NETWORKS:
+def measured(case: Case, workers: Workers, rounds: int) -> tuple[list[str], dict[str, float]]:
+    """A row of the table, and its ratios by name."""
+    seconds = workers.rounds(case.task, case.batch, rounds)
+    name = f"{case.task}, {case.network}, batch {case.batch}"
+    plain = ratio(seconds["diffusers"], seconds["plain"])
+    ours = ratio(seconds["diffusers"], seconds["minidiff"])
+    row = [name, *(f"{1000 * median(seconds[worker]):.1f}" for worker in WORKERS)]
+    row += described(plain, case.plain) + described(ours, case.ours)
+    print(" ".join(row), flush=True)
+    return row, {f"{name}, plain": round(plain[0], 3), f"{name}, minidiff": round(ours[0], 3)}
+
+
+def check() -> list[str]:
+    """Time the small network's cases in few rounds; what fell below its record, in words."""
+    recorded = json.loads(RECORD.read_text())
+    workers = Workers(NETWORKS["small"])
+    fallen = []
+    for case in (case for case in CASES if case.network == "small"):
+        for name, now in measured(case, workers, 3)[1].items():
+            if now < (1 - MAY_FALL) * recorded[name]:
+                again = measured(case, workers, 5)[1][name]  # a busy moment is no regression
+                if again < (1 - MAY_FALL) * recorded[name]:
+                    fallen.append(f"{name}: {again:.2f}, recorded {recorded[name]:.2f}")
+    workers.close()
+    return fallen
+
+
+def report() -> tuple[str, dict[str, float]]:
+    """Everything measured, as Markdown, and the ratios by name."""
+    speed, overhead, equal, ratios = [], [], [], {}
+    for name in NETWORKS:
         workers = Workers(NETWORKS[name])
         theirs, plain = workers.ask("diffusers", "output", 4), workers.ask("plain", "output", 4)
         equal.append(f"{np.abs(plain - theirs).max() / theirs.std():.1e} ({name})")
         for case in (case for case in CASES if case.network == name):
-            seconds = workers.rounds(case.task, case.batch, 3 if quick else case.rounds)
-            row = [f"{case.task}, {name}, batch {case.batch}"]
-            row += [f"{1000 * median(seconds[worker]):.1f}" for worker in WORKERS]
-            row += described(ratio(seconds["diffusers"], seconds["plain"]), case.plain)
-            row += described(ratio(seconds["diffusers"], seconds["minidiff"]), case.ours)
+            row, found = measured(case, workers, case.rounds)
             speed.append(row)
-            print(" ".join(row), flush=True)
+            ratios |= found
         for batch, wanted in OVERHEAD_WANTED.items() if name == "small" else ():
-            shares = workers.rounds("outside", batch, 1 if quick else 5)
+            shares = workers.rounds("outside", batch, 5)
             row = [f"batch {batch}", *(f"{median(shares[worker]):.2f}" for worker in WORKERS)]
             overhead.append([*row, f"<= {wanted}"])
         workers.close()
 
-    imports = time_imports(3 if quick else 7)
+    imports = time_imports(7)
     alone = median(imports["torch"])
     cold = [
         [f"`{IMPORTS[name]}`", f"{median(seconds):.2f}", f"{median(seconds) / alone:.2f}"]
         for name, seconds in imports.items()
     ]
     bf16 = "with" if device.has_fast_bfloat16(torch.device("cpu")) else "without"
-    ratios = ["diffusers/plain", "wanted", "diffusers/minidiff", "wanted"]
-    return f"""\
+    columns = ["diffusers/plain", "wanted", "diffusers/minidiff", "wanted"]
+    text = f"""\
 Written by `python -m benchmarks.run`; the first lines of that file say what is compared and how.
 
 Python {platform.python_version()}, torch {torch.__version__}, diffusers {version("diffusers")}; \
@@ -323,7 +350,7 @@ by at most {", ".join(equal)} of their standard deviation.
 
 Milliseconds (medians), and diffusers' time over ours (95% interval):
 
-{table(["", *WORKERS, *ratios], speed)}
+{table(["", *WORKERS, *columns], speed)}
 
 Time of a DDIM step outside the network, per cent, small network:
 
@@ -333,20 +360,21 @@ Seconds of a fresh process that only imports:
 
 {table(["", "seconds", "over torch alone"], cold)}
 """
+    return text, ratios
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="small network, few rounds, no RESULTS.md"
-    )
-    quick = parser.parse_args().quick
+    parser.add_argument("--check", action="store_true", help="a part of it, against the record")
     torch.set_num_threads(THREADS)
-    text = report(quick)
+    if parser.parse_args().check:
+        fallen = check()
+        sys.exit("slower than recorded: " + "; ".join(fallen) if fallen else 0)
+    text, ratios = report()
     print("\n" + text)
-    if not quick:
-        RESULTS.write_text(f"# Speed beside diffusers\n\n{text}", encoding="utf-8")
-        print(f"wrote {RESULTS}")
+    RESULTS.write_text(f"# Speed beside diffusers\n\n{text}", encoding="utf-8")
+    RECORD.write_text(json.dumps(ratios, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {RESULTS} and {RECORD}")
 
 
 if __name__ == "__main__":
