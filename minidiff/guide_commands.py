@@ -8,10 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from minidiff.edit_commands import MODEL, NUMBER, SEED, STEPS, _png, _together, _words, _write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minidiff.clip import CLIP
+    from minidiff.zoo import Diffusion
 
 
 @click.group()
@@ -68,6 +75,99 @@ def classifier_command(prompts, model, judge, scale, number, steps, seed, out) -
         table.append((f"{prompt}\n{right} of {number} right" if table else "unguided", drawn))
     did = f"Classifier guidance of {Path(model).stem}: scale {scale:g}, {steps} steps"
     _write_rows(out, did, table, start)
+
+
+@guide.command("clip")
+@click.argument("targets", nargs=-1, required=True, callback=_all_words, metavar="TEXT|IMAGE...")
+@MODEL
+@click.option("--clip", "eye", help="Its name or file.  [default: that of --model, or ViT-B/32]")
+@click.option("--judge", help="A CLIP that only judges.  [default: the one that ships, if any]")
+@click.option("--cuts", default=16, show_default=True, help="Random cut-outs that it looks at.")
+@click.option("--shortcut", is_flag=True, help="Skip the network's derivative: cheaper, cruder.")
+@_together(_scale(100.0, "the CLIP"), PATH)
+def clip_command(
+    targets, model, eye, judge, cuts, shortcut, scale, number, steps, seed, out
+) -> None:
+    """CLIP guidance: the model's null condition towards texts, or towards what pictures show.
+
+    \b
+    minidiff guide clip "a red star" "a blue ring at the top" drawing.png
+    minidiff guide clip --clip ViT-B/32 --model google/ddpm-celebahq-256 "a smiling man"
+    """
+    from minidiff import clip, zoo
+    from minidiff.clip import weights
+
+    trained, name, ours = zoo.load(model), Path(model).stem, weights.shipped()
+    eye = eye or (name if name in ours else "ViT-B/32")
+    judge = judge or (f"{eye}_judge" if f"{eye}_judge" in ours else None)
+    eyes = [clip.load(file, trained.device)[0] for file in filter(None, (eye, judge))]
+    wanted = [[_target(seer, target) for seer in eyes] for target in targets]
+
+    def draw(target: Tensor, weight: float) -> Tensor:
+        how = {"cuts": cuts, "through_network": not shortcut}
+        return _drawn_by_clip(trained, eyes[0], target, weight, how, number, steps, seed)
+
+    start, plain = time.perf_counter(), draw(wanted[0][0], 0.0)
+    table = [("unguided", plain.cpu())]
+    for target, embeddings in zip(targets, wanted, strict=True):
+        drawn, said = draw(embeddings[0], scale), []
+        for role, seer, embedding in zip(("the CLIP", "its judge"), eyes, embeddings, strict=False):
+            before, after = (_fit(seer, images, embedding) for images in (plain, drawn))
+            said.append(f"{role} {before:.3f} to {after:.3f}")
+        label = Path(target).name if Path(target).is_file() else target
+        click.echo(f"{label}: mean cosine by {', by '.join(said)}")
+        table.append((label + "".join(f"\n{line}" for line in said), drawn.cpu()))
+    did = f"CLIP guidance of {name} by {Path(eye).stem}: scale {scale:g}, {cuts} cut-outs"
+    did += f"{', shortcut' if shortcut else ''}, {steps} steps"
+    _write_rows(out, did, table, start)
+
+
+def _drawn_by_clip(
+    model: Diffusion,
+    seer: CLIP,
+    target: Tensor,
+    scale: float,
+    how: dict,
+    number: int,
+    steps: int,
+    seed: int,
+) -> Tensor:
+    """Images (number,3,H,W) of the model's null condition, drawn to the target (1,D)."""
+    from torch import Generator
+
+    from minidiff import clip
+    from minidiff.device import autocast
+    from minidiff.editing import clip_guided
+    from minidiff.guidance import clamp
+    from minidiff.noise import per_image
+    from minidiff.samplers import ddim_step, sample
+
+    fast, own = model.for_sampling(), per_image(Generator().manual_seed(seed), number)
+    fast.network.requires_grad_(False)
+    how = how | {"generator": Generator().manual_seed(seed + 1)}  # of the cut-outs
+    denoise = clamp(clip_guided(fast.denoiser(), clip.encoder(seer), target, scale, **how))
+    x, path = model.noise(number, own), model.schedule.path(steps)
+    with autocast(model.device):
+        return sample(ddim_step, denoise, x, path, generator=own, progress=True)
+
+
+def _target(seer: CLIP, target: str) -> Tensor:
+    """The embedding (1,D) of what is wanted: of a picture, if there is such a file, or a text."""
+    from minidiff import clip
+    from minidiff.clip.use import text_features
+    from minidiff.data.images import load_image
+
+    if not Path(target).is_file():
+        return text_features(seer, [target])
+    picture = load_image(target, seer.config.size)
+    return clip.encoder(seer)(picture.to(seer.logit_scale.device))
+
+
+def _fit(seer: CLIP, images: Tensor, embedding: Tensor) -> float:
+    """The mean cosine of images (B,3,H,W) with what was wanted (1,D)."""
+    from minidiff import clip
+
+    return (clip.encoder(seer)(images.clamp(-1, 1)) @ embedding.T).mean().item()
 
 
 def _write_rows(out: str, did: str, table: list, start: float) -> None:

@@ -205,10 +205,15 @@ def save(path: str | Path, model: Diffusion) -> None:
 
 
 def load(name_or_path: str | Path, device: str | torch.device | None = None) -> Diffusion:
-    """A shipped model by its name (see `names`), or one that training has saved.
+    """A shipped model by its name (see `names`), or one that training has saved; or, with
+    `from_diffusers`, a folder or a hub id like google/ddpm-celebahq-256.
 
     FileNotFoundError for an unknown name; ValueError for a damaged or foreign file.
     """
+    text = str(name_or_path)
+    is_hub_id = text.count("/") == 1 and not text.endswith(".safetensors")
+    if Path(text).is_dir() or (is_hub_id and not Path(text).exists()):
+        return from_diffusers(text, device)
     path = _find(name_or_path)
     tensors, about = checkpoint.load(path)
     if about.get("kind") != "diffusion":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.preprocess import Preprocess
-from minidiff.clip.use import looks_at, search, zero_shot
+from minidiff.clip.use import encoder, looks_at, search, zero_shot
 from minidiff.clip.weights import available_models, load, save
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = [
     "Preprocess",
     "available_models",
     "decode",
+    "encoder",
     "load",
     "looks_at",
     "save",
