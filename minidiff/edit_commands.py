@@ -189,7 +189,7 @@ def ilvr(image, model, prompt, scale, factor, until, number, steps, seed, out) -
 @IMAGE
 @_together(MODEL, ASKED, MASK, BOX)
 @click.option("--clip", "judge", default="ViT-B/32", show_default=True, help="Its name or file.")
-@click.option("--scale", default=100.0, show_default=True, help="Weight of its cosine.")
+@click.option("--scale", default=100.0, show_default=True, help="Weight of what it says.")
 @click.option("--strength", default=0.75, show_default=True, help="0 is faithful, 1 all new.")
 @_together(NUMBER, PATH)
 def blended(
@@ -207,8 +207,12 @@ def blended(
 
     trained, picture = _begin(model, image)
     keep = _mask(mask, box, image, trained, seed)
-    cosine = _cosine(judge, prompt)
+    encode, target = _seen_by_clip(judge, prompt)
+    score = editing.clip_score(encode, target, cuts=8, generator=_generator(seed + 1))
     denoise, _ = _denoiser(trained, None, None)
+
+    def cosine(images: Tensor) -> Tensor:
+        return encode(images) @ target[0]
 
     def draw() -> Tensor:
         return editing.blended(
@@ -216,7 +220,7 @@ def blended(
             _copies(picture, number),
             keep,
             trained.schedule.path(steps),
-            cosine,
+            score,
             scale,
             strength=strength,
             generator=_generator(seed),
@@ -485,23 +489,13 @@ def _denoiser(model: Diffusion, prompt: str | None, scale: float | None) -> tupl
     return clamp(quick.denoiser(prompt, scale)), f' towards "{prompt}", guidance {scale:g}'
 
 
-def _cosine(judge: str, prompt: str) -> Callable[[Tensor], Tensor]:
-    """How well images (B,3,H,W) in [-1, 1] fit the prompt, by a CLIP: (B,), differentiable."""
-    import torch.nn.functional as F
-
+def _seen_by_clip(judge: str, prompt: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """A CLIP's encoder of images, and the embedding (1,D) of the prompt."""
     from minidiff import clip
     from minidiff.clip.use import text_features
 
-    model, preprocess = clip.load(judge)
-    model.requires_grad_(False)
-    wanted, side = text_features(model, [prompt])[0], model.config.size
-
-    def cosine(images: Tensor) -> Tensor:
-        enlarged = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
-        seen = model.encode_image(preprocess.normalise((enlarged + 1) / 2)).float()
-        return F.normalize(seen, dim=-1) @ wanted
-
-    return cosine
+    model, _ = clip.load(judge)
+    return clip.encoder(model), text_features(model, [prompt])
 
 
 def _generator(seed: int):
