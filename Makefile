@@ -1,11 +1,12 @@
 # `make demo` and `make test` work on a bare machine with Python 3.10 to 3.13: .ci/setup makes .venv
 # and installs the pinned packages; later calls reuse it. PYTHON=python3.12 chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint bench figures cards env clean
+.PHONY: help demo test slow lint bench figures cards notebooks lessons-fast \
+	lessons-check publish env clean
 PY := .venv/bin/python
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 demo:  ## draw figures/demo.png from the checkpoints in data/
 	@.ci/setup requirements.txt
@@ -32,6 +33,18 @@ figures: env  ## draw every picture the README and the lessons show
 cards: env  ## measure the shipped models and write their cards (needs CIFAR-10 and butterflies)
 	for model in shapes cifar10 butterflies; do \
 	  $(PY) -m minidiff evaluate $$model --card data/$$model.md || exit 1; done
+
+notebooks: env  ## execute every lesson and write it with its outputs and its card
+	$(PY) -m notebooks.build run
+
+lessons-fast: env  ## execute every cell of every lesson with tiny numbers, writing nothing
+	$(PY) -m notebooks.build fast
+
+lessons-check: env  ## the size, pictures and form of every lesson against their limits
+	$(PY) -m notebooks.build check
+
+publish:  ## say where the repository lives: make publish OWNER=name [NAME=minidiff]
+	python3 .ci/publish.py $(OWNER) $(NAME)
 
 env:  ## make .venv with what development needs
 	@.ci/setup requirements-dev.txt
