@@ -176,6 +176,7 @@ def train(
 @click.option("--data", required=True, type=click.Choice(["shapes", "cifar10"]))
 @click.option("--judge", is_flag=True, help="The CLIP that only judges: another shape and seed.")
 @click.option("--shuffled", is_flag=True, help="The control: every image with another's caption.")
+@click.option("--noisy", help="Teach this CLIP's image encoder noisy images: a name or a file.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -187,19 +188,26 @@ def train(
 @click.option("--seed", type=int)
 @click.option("--save-every", type=int, help="Images between checkpoints.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
-def train_clip(data, judge, shuffled, out, images, resume, **given) -> None:
+def train_clip(data, judge, shuffled, noisy, out, images, resume, **given) -> None:
     """Train a small CLIP; everything not given is the recipe's.
 
+    \b
     minidiff train-clip --data shapes
+    minidiff train-clip --data shapes --noisy shapes
     """
     from minidiff import training
+    from minidiff.clip import noisy as clip_noisy
     from minidiff.clip import train as clip_train
 
     if judge and data != "shapes":
         raise ValueError(f"--judge: the {data} CLIP has none, the classifier judges what it guides")
+    if noisy and (data != "shapes" or judge or shuffled):
+        raise ValueError("--noisy is for --data shapes alone, without --judge and --shuffled")
     _join_processes()
     with _first_process_first():
-        if data == "shapes":
+        if noisy:
+            recipe = clip_noisy.noisy_shapes(noisy)
+        elif data == "shapes":
             recipe = clip_train.clip_shapes(judge, shuffled)
         else:
             recipe = clip_train.clip_cifar10(shuffled)
@@ -207,9 +215,10 @@ def train_clip(data, judge, shuffled, out, images, resume, **given) -> None:
     if images is not None:
         given["images"] = int(min(images, 1e15))
     recipe = replace(recipe, train=replace(recipe.train, **given))
-    out = out or Path("runs") / f"clip_{data}{'_judge' if judge else ''}"
+    out = out or Path("runs") / f"clip_{data}{'_judge' if judge else '_noisy' if noisy else ''}"
     run = training.Run(_placed(recipe.objective()), recipe.data, recipe.train, out)
-    _fit(run, recipe.card["data"], resume, clip_train.Saver(recipe, _command(), out))
+    saver = (clip_noisy if noisy else clip_train).Saver(recipe, _command(), out)
+    _fit(run, recipe.card["data"], resume, saver)
 
 
 @main.command()

@@ -108,7 +108,8 @@ def available_models() -> list[str]:
 def shipped() -> dict[str, Path]:
     """The small CLIPs that come with minidiff: name -> file."""
     found = [file for folder in FOLDERS for file in folder.glob("clip_*.safetensors")]
-    return {file.stem.removeprefix("clip_"): file for file in sorted(found)}
+    names = {file.stem.removeprefix("clip_"): file for file in sorted(found)}
+    return {name: file for name, file in names.items() if not name.endswith("_noisy")}
 
 
 def load(
