@@ -14,6 +14,7 @@ import click
 
 from minidiff.edit_commands import edit
 from minidiff.guide_commands import guide
+from minidiff.scoring.command import score
 
 
 class Group(click.Group):
@@ -40,6 +41,7 @@ def main() -> None:
 
 main.add_command(edit)
 main.add_command(guide)
+main.add_command(score)
 
 
 @main.command()

@@ -117,7 +117,7 @@ STANDS_ON = {
     "classifier_guidance": ("noisy_classifier", "cards"),
 }
 # These may import anything.
-TOP = {"__init__", "__main__", "cli", "edit_commands", "guide_commands", "lessons"}
+TOP = {"__init__", "__main__", "cli", "edit_commands", "guide_commands", "lessons", "scoring"}
 
 
 def imported_names(node: ast.AST) -> list[str]:

@@ -1,0 +1,120 @@
+"""The row of DiffEdit, on given pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from minidiff.data import shapes
+from minidiff.editing import diffedit, edit_mask, sdedit
+from minidiff.guidance import clamp
+from minidiff.scoring import measures
+from minidiff.scoring.bench import STEPS, Arm, Bench
+from minidiff.scoring.table import Row, above, figure, pair, rising, written
+
+SCALE = 3.0
+QUERY = 5.0  # guidance of DiffEdit
+ENCODED = 0.8  # its strength
+THRESHOLD, MARGIN = 0.5, 1  # of its mask, against the empty caption
+MATCHED = 0.7  # strength of SDEdit that finds about as many shapes as DiffEdit
+
+
+def found_masks(
+    bench: Bench, reference: Sequence[str] | None, threshold: float, margin: int
+) -> Arm:
+    """DiffEdit's masks (n,1,32,32); the reference is the images' own captions, or none."""
+    half = bench.schedule.level(bench.schedule.T // 2)
+
+    def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
+        query = bench.fast.denoiser(bench.target_captions[rows])
+        against = bench.fast.denoiser(reference[rows] if reference else None)
+        return edit_mask(
+            *(query, against, bench.images[rows], half),
+            threshold=threshold,
+            margin=margin,
+            generator=generators,
+        )
+
+    return bench.arm(draw)
+
+
+def decoded(bench: Bench, keep: Tensor, strength: float) -> Arm:
+    """DiffEdit's images, within masks that are found."""
+    path = bench.schedule.path(2 * STEPS)
+
+    def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
+        query = clamp(bench.fast.denoiser(bench.target_captions[rows], QUERY))
+        null = bench.fast.denoiser()
+        return diffedit(query, null, bench.images[rows], keep[rows], path, strength=strength)
+
+    return bench.arm(draw)
+
+
+def by_sdedit(bench: Bench, strength: float) -> Arm:
+    """The same edit without a mask and without inversion."""
+    path = bench.schedule.path(2 * STEPS)
+
+    def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
+        asked = clamp(bench.fast.denoiser(bench.target_captions[rows], SCALE))
+        return sdedit(asked, bench.images[rows], path, strength=strength, generator=generators)
+
+    return bench.arm(draw)
+
+
+def shape_changed(bench: Bench, images: Tensor) -> Tensor:
+    """Whether the shape is the new one, whatever else has changed."""
+    pairs = zip(measures.read(images), bench.targets, strict=True)
+    return torch.tensor([s is not None and s.thing.shape == t.thing.shape for s, t in pairs])
+
+
+def joint(bench: Bench, images: Tensor) -> Tensor:
+    """Whether the shape is new and all else is as it was: the middle to two pixels."""
+    drawn, _ = shapes.render(bench.targets, generator=bench.luck(1))
+    near = measures.moved(images, drawn) <= 2
+    return measures.right(bench.target_captions, images) & near
+
+
+def diffedit_shapes(bench: Bench) -> Row:
+    mask = found_masks(bench, None, THRESHOLD, MARGIN)
+    keep, plain = mask.images, by_sdedit(bench, MATCHED)
+    sweep = {strength: decoded(bench, keep, strength) for strength in (0.4, 0.6, ENCODED)}
+    arm = sweep[ENCODED]
+    effect = pair("edited, all else kept", "%", *(joint(bench, a.images) for a in (arm, plain)))
+    kept = pair("background PSNR", "dB", *_background(bench, arm, plain))
+    changed = [shape_changed(bench, a.images) for a in (arm, plain)]
+    there = measures.overlap(1 - keep, bench.things)
+    aside = measures.overlap((1 - keep).roll((11, 11), (2, 3)), bench.things)
+    overlaps = pair("IoU", "", there, aside)
+    return Row(
+        *("DiffEdit", f"strength {ENCODED:g} of {2 * STEPS} steps, scale {QUERY:g}"),
+        *(f"SDEdit with the new caption, strength {MATCHED:g}", bench.n),
+        *(effect, mask.calls + arm.calls, mask.seconds + arm.seconds),
+        [
+            above("edited, all else kept, difference", effect.difference, 0, "%"),
+            above("background PSNR", kept.method, 30, " dB", firm=True),
+            above("mask's overlap with the thing (IoU)", overlaps.method, 0.5),
+            above("more than of the same mask elsewhere", overlaps.difference, 0, firm=True),
+            rising(
+                "new shapes at strengths " + " ".join(map(str, sweep)),
+                [shape_changed(bench, a.images).double() * 100 for a in sweep.values()],
+                strictly=False,
+            ),
+        ],
+        kept=kept,
+        notes=[
+            f"new shape: {written(figure(changed[0]), '%')}, control "
+            f"{written(figure(changed[1]), '%')}"
+        ],
+        pictures={
+            "image": bench.images[:4],
+            "mask": 2 * keep[:4].expand(-1, 3, -1, -1) - 1,
+            "DiffEdit": arm.images[:4],
+            "SDEdit": plain.images[:4],
+        },
+    )
+
+
+def _background(bench: Bench, *arms: Arm) -> list[Tensor]:
+    return [measures.psnr_where(a.images, bench.images, bench.background) for a in arms]

@@ -1,0 +1,227 @@
+"""Rows of guidance by the model itself: classifier-free and what is made of it."""
+
+from __future__ import annotations
+
+import torch
+
+from minidiff.guidance import (
+    clamp,
+    classifier_free,
+    dynamic_threshold,
+    interval,
+    rescale,
+    weighted_prompts,
+)
+from minidiff.scoring import measures
+from minidiff.scoring.bench import Arm, Bench
+from minidiff.scoring.table import Row, above, below, exact, figure, pair, rising
+
+SCALE, STRONG = 3.0, 8.0
+AWAY = 1.5  # scale against a negative prompt: more leaves what the model knows
+SWEEP = (1.0, 2.0, 3.0, 8.0)
+LOW, HIGH = 100, 600  # where guidance by an interval is on
+PHI = 0.7
+
+
+def _right(bench: Bench, *arms: Arm) -> list[torch.Tensor]:
+    return [measures.right(bench.prompts, arm.images) for arm in arms]
+
+
+def _spread(*arms: Arm) -> list[torch.Tensor]:
+    return [measures.spread(arm.images) for arm in arms]
+
+
+def classifier_free_guidance(bench: Bench) -> Row:
+    arms = [bench.of_prompts(scale) for scale in SWEEP]
+    plain, drawn = arms[0], bench.of_prompts(SCALE)
+    effect = pair("right", "%", *_right(bench, drawn, plain))
+    accuracies = [hits.double() * 100 for hits in _right(bench, *arms)]
+    return Row(
+        *("Classifier-free guidance", f"scale {SCALE:g}", "scale 1", bench.n),
+        *(effect, drawn.calls, drawn.seconds),
+        [
+            above("right, difference", effect.difference, 0, "%"),
+            rising("right at scales 1, 2, 3, not falling", accuracies[:3], strictly=False),
+            below(
+                "diversity, scale 8 less scale 1",
+                figure(measures.spread(arms[-1].images) - measures.spread(plain.images)),
+                0,
+            ),
+            exact("scale 1 is the conditional model and 0 the other, bit for bit", _ends(bench)),
+            exact("with the paper's weight for a scale they are not", not _ends(bench, off=1)),
+        ],
+        diversity=pair("diversity", "", *_spread(drawn, plain)),
+        notes=[
+            "right at scales "
+            + ", ".join(f"{s:g}: {a.mean():.0f}%" for s, a in zip(SWEEP, accuracies, strict=True)),
+            "diversity at scales "
+            + ", ".join(
+                f"{s:g}: {measures.spread(a.images).mean():.3f}"
+                for s, a in zip(SWEEP, arms, strict=True)
+            ),
+        ],
+        pictures={"scale 3": drawn.images[:4], "scale 1": plain.images[:4]},
+    )
+
+
+def _ends(bench: Bench, off: float = 0) -> bool:
+    """Whether scales 1 and 0 give the two denoisers' own predictions."""
+    wanted, null = bench.exactly(bench.prompts)(slice(0, 2)), bench.exactly()(slice(0, 2))
+    x, level = torch.randn(2, 3, 32, 32, generator=bench.luck(9)), bench.schedule.level(500)
+    with torch.no_grad():
+        pairs = [
+            (classifier_free(wanted, null, scale + off)(x, level).eps, own(x, level).eps)
+            for scale, own in ((1, wanted), (0, null))
+        ]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def negative_prompt(bench: Bench) -> Row:
+    """Away from the background that a picture has without it, or, the control, from another."""
+    short = [f"{c.split(' at the ')[0]}" for c in bench.captions]
+    free = bench.sampled(bench.guided(short, SCALE))
+    seen = [s.background if s else "white" for s in measures.read(free.images)]
+    others = [seen[i - 1] if seen[i - 1] != s else _another(s) for i, s in enumerate(seen)]
+
+    def away_from(grounds: list[str]) -> Arm:
+        def denoiser(rows: slice):
+            wanted = bench.fast.condition(short[rows])
+            said = [
+                f"{c} on a {g} background" for c, g in zip(short[rows], grounds[rows], strict=True)
+            ]
+            unwanted = bench.fast.condition(said)
+            run, predicts = bench.fast.run, bench.fast.predicts
+            return clamp(weighted_prompts(run, [wanted], [AWAY], unwanted, predicts=predicts))
+
+        return bench.sampled(denoiser)
+
+    def gone(arm: Arm) -> torch.Tensor:
+        found = measures.read(arm.images)
+        pairs = zip(found, seen, strict=True)
+        return torch.tensor([s is not None and s.background != was for s, was in pairs])
+
+    away, aside = away_from(seen), away_from(others)
+    effect = pair("named background gone", "%", gone(away), gone(aside))
+    kept = pair("right", "%", *(measures.right(short, a.images) for a in (away, aside)))
+    return Row(
+        *("Negative prompt", f"the background that the seed gave, scale {AWAY:g}"),
+        *("another background's name", bench.n, effect, away.calls, away.seconds),
+        [
+            above("gone, difference", effect.difference, 0, "%", firm=True),
+            above("right", kept.method, 80, "%"),
+        ],
+        kept=kept,
+        pictures={
+            "no negative": free.images[:4],
+            "its background named": away.images[:4],
+            "another one named": aside.images[:4],
+        },
+    )
+
+
+def _another(background: str) -> str:
+    return "navy" if background != "navy" else "white"
+
+
+def several_prompts(bench: Bench) -> Row:
+    """One prompt says where the thing is and the other on what; each of half the weight."""
+    things = [f"a large {s.thing.colour} {s.thing.shape}" for s in bench.scenes]
+    where = [f"{t} at the {s.position}" for t, s in zip(things, bench.scenes, strict=True)]
+    on = [f"{t} on a {s.background} background" for t, s in zip(things, bench.scenes, strict=True)]
+
+    def both(rows: slice):
+        conditions = [bench.fast.condition(said[rows]) for said in (where, on)]
+        null = bench.fast.condition([None] * len(where[rows]))
+        run, predicts = bench.fast.run, bench.fast.predicts
+        weights = [SCALE / 2, SCALE / 2]
+        return clamp(weighted_prompts(run, conditions, weights, null, predicts=predicts))
+
+    joint = bench.sampled(both)
+    alone = [bench.sampled(bench.guided(said, SCALE)) for said in (where, on)]
+    hits, *single = (measures.right(bench.captions, a.images) for a in (joint, *alone))
+    better = max(single, key=lambda found: found.sum())
+    effect = pair("both right", "%", hits, better)
+    return Row(
+        *("Weighted prompts", f"two prompts of weight {SCALE / 2:g}, place and background"),
+        *(f"the better one alone, weight {SCALE:g}", bench.n, effect, joint.calls, joint.seconds),
+        [above("both right, difference", effect.difference, 0, "%", firm=True)],
+        pictures={
+            "both": joint.images[:4],
+            "place alone": alone[0].images[:4],
+            "background alone": alone[1].images[:4],
+        },
+    )
+
+
+def guidance_interval(bench: Bench) -> Row:
+    def denoiser(rows: slice):
+        guided = bench.fast.denoiser(bench.prompts[rows], STRONG)
+        plain = bench.fast.denoiser(bench.prompts[rows])
+        return clamp(interval(guided, plain, LOW, HIGH))
+
+    part, full = bench.sampled(denoiser), bench.of_prompts(STRONG)
+    effect = pair("right", "%", *_right(bench, part, full))
+    kept = pair("misfit", "", *(measures.misfit(a.images) for a in (part, full)))
+    return Row(
+        *("Guidance interval", f"scale {STRONG:g} where {LOW} < t <= {HIGH}"),
+        *(f"scale {STRONG:g} everywhere", bench.n, effect, part.calls, part.seconds),
+        [
+            above("right, difference", effect.difference, 0, "%"),
+            below("misfit, difference", kept.difference, 0, firm=True),
+            exact("fewer calls than everywhere", part.calls < full.calls),
+        ],
+        kept=kept,
+        diversity=pair("diversity", "", *_spread(part, full)),
+        pictures={"interval": part.images[:4], "everywhere": full.images[:4]},
+    )
+
+
+def rescaled_guidance(bench: Bench) -> Row:
+    def denoiser(rows: slice):
+        wanted, null = bench.fast.denoiser(bench.prompts[rows]), bench.fast.denoiser()
+        return clamp(rescale(wanted, null, STRONG, PHI))
+
+    return _tamed(
+        bench,
+        "Guidance rescale",
+        f"scale {STRONG:g}, phi {PHI:g}",
+        bench.sampled(denoiser),
+        "scale 8 without it",
+    )
+
+
+def dynamic_thresholding(bench: Bench) -> Row:
+    def denoiser(rows: slice):
+        return dynamic_threshold(bench.fast.denoiser(bench.prompts[rows], STRONG))
+
+    return _tamed(
+        bench,
+        "Dynamic thresholding",
+        f"scale {STRONG:g}, percentile 0.995",
+        bench.sampled(denoiser),
+        "scale 8, clipped to [-1, 1]",
+    )
+
+
+def _tamed(bench: Bench, name: str, setting: str, arm: Arm, control: str) -> Row:
+    """Strong guidance without its glare: values at the ends of the range, against plain."""
+    plain = bench.of_prompts(STRONG)
+    effect = pair("right", "%", *_right(bench, arm, plain))
+    kept = pair("values at the ends of the range", "%", *_saturated(arm, plain))
+    glare, usual = _saturated(arm, plain)
+    return Row(
+        *(name, setting, control, bench.n, effect, arm.calls, arm.seconds),
+        [
+            below(
+                "values at the ends, less half of the control's", figure(glare - usual / 2), 0, "%"
+            ),
+            above("right, difference", effect.difference, -2, "%"),
+        ],
+        kept=kept,
+        diversity=pair("diversity", "", *_spread(arm, plain)),
+        pictures={name: arm.images[:4], control: plain.images[:4]},
+    )
+
+
+def _saturated(*arms: Arm) -> list[torch.Tensor]:
+    return [measures.saturated(arm.images) for arm in arms]

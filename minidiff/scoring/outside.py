@@ -1,0 +1,248 @@
+"""Rows of guidance from outside: by a classifier of noisy images, by a CLIP of the predicted x0.
+
+The base is the model's null condition. The oracle grades, never what guided. Each row raises
+FileNotFoundError, with its reason, where the network that guides is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from minidiff import noisy_classifier
+from minidiff.clip import use, weights
+from minidiff.clip.model import CLIP
+from minidiff.data import shapes
+from minidiff.editing import background_loss, blended
+from minidiff.editing.clip_guidance import clip_guided, clip_score
+from minidiff.editing.masks import grow
+from minidiff.guidance import clamp, classifier
+from minidiff.samplers import ddim_step, sample
+from minidiff.scoring import measures
+from minidiff.scoring.bench import GROUP, STEPS, Arm, Bench
+from minidiff.scoring.table import Row, above, below, exact, figure, pair, rising, written
+
+SCALE, SCALES = 3.0, (0.0, 1.0, 3.0, 10.0)  # of the classifier
+CLIP_SCALE, CUTS = 100.0, 8
+BLEND_SCALE, BLEND_CUTS = 100.0, 8  # of Blended Diffusion
+HELD = (1e2, 1e3, 1e4)  # weights of its earlier variant's background
+
+
+# -------------------------------------------------------------------------------------- classifier
+
+
+def classifier_guidance(bench: Bench) -> Row:
+    if "shapes" not in noisy_classifier.shipped():
+        raise FileNotFoundError("Classifier guidance: no data/shapes_noisy_classifier.safetensors")
+    judge, wanted = noisy_classifier.load("shapes"), looks(bench)
+
+    def drawn(scale: float) -> Arm:
+        def denoiser(rows: slice):
+            return clamp(classifier(bench.fast.denoiser(), judge.log_prob(wanted[rows]), scale))
+
+        return bench.sampled(denoiser)
+
+    arms = {scale: drawn(scale) for scale in SCALES}
+    hits = {scale: has_look(wanted, arm.images) for scale, arm in arms.items()}
+    spreads = [measures.spread(arm.images) for arm in arms.values()]
+    effect, arm = pair("right", "%", hits[SCALE], hits[0.0]), arms[SCALE]
+    return Row(
+        *("Classifier guidance", f"scale {SCALE:g}, {STEPS} steps, of the null condition"),
+        *("scale 0", bench.n, effect, arm.calls, arm.seconds),
+        [
+            above("right, difference", effect.difference, 0, "%", firm=True),
+            rising(
+                "right at scales 0, 1, 3",
+                [100 * hits[scale].double() for scale in SCALES[:3]],
+                strictly=False,
+            ),
+            below("diversity, scale 10 less scale 0", figure(spreads[-1] - spreads[0]), 0),
+        ],
+        diversity=pair("diversity", "", measures.spread(arm.images), spreads[0]),
+        notes=[
+            f"right at scale {s:g}: {written(figure(h), '%')}, diversity {d.mean():.3f}"
+            for (s, h), d in zip(hits.items(), spreads, strict=True)
+        ],
+        pictures={"scale 3": arm.images[:4], "scale 0": arms[0.0].images[:4]},
+    )
+
+
+def looks(bench: Bench) -> list[str]:
+    """A colour and a shape, the same for GROUP images in a row."""
+    scenes = bench.scenes[: bench.n : GROUP]
+    return [f"{s.thing.colour} {s.thing.shape}" for s in scenes for _ in range(GROUP)]
+
+
+def has_look(wanted: Sequence[str], images: Tensor) -> Tensor:
+    """Whether the oracle finds one thing of that colour and shape (n,)."""
+    found = measures.read(images)
+    return torch.tensor(
+        [
+            s is not None and s.other is None and f"{s.thing.colour} {s.thing.shape}" == look
+            for s, look in zip(found, wanted, strict=True)
+        ]
+    )
+
+
+# -------------------------------------------------------------------------------------------- CLIP
+
+
+def load_clip(name: str, row: str) -> CLIP:
+    if name not in weights.shipped():
+        raise FileNotFoundError(f"{row}: no data/clip_{name}.safetensors")
+    return weights.load(name)[0]
+
+
+def clip_arm(bench: Bench, encode, targets: Tensor, scale: float, through: bool = True) -> Arm:
+    """The null condition under CLIP guidance, each image towards its own target (n,D)."""
+
+    def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
+        x = bench.model.noise(len(generators), generators)
+        guided = clip_guided(
+            *(bench.fast.denoiser(), encode, targets[rows], scale),
+            cuts=CUTS,
+            through_network=through,
+            generator=generators,
+        )
+        return sample(ddim_step, clamp(guided), x, bench.path, generator=generators)
+
+    return bench.arm(draw, n=len(targets), batch=16)
+
+
+def clip_guidance(bench: Bench) -> Row:
+    guide, judge = load_clip("shapes", "CLIP guidance"), load_clip("shapes_judge", "CLIP guidance")
+    encode, look_again = use.encoder(guide), use.encoder(judge)
+    wanted = [f"a {look}" for look in looks(bench)][: bench.n // 2]
+    targets = use.text_features(guide, wanted)
+    arm, free = (clip_arm(bench, encode, targets, scale) for scale in (CLIP_SCALE, 0.0))
+    short = clip_arm(bench, encode, targets, CLIP_SCALE, through=False)
+    other = clip_arm(bench, encode, targets.roll(GROUP, 0), CLIP_SCALE)
+    hits, *rest = (has_look([w[2:] for w in wanted], a.images) for a in (arm, free, other, short))
+    gains = [
+        _cosines(enc, use.text_features(model, wanted), arm, free)
+        for enc, model in ((encode, guide), (look_again, judge))
+    ]
+    effect = pair("right", "%", hits, rest[0])
+    astray = pair("", "%", rest[1], rest[0]).difference
+    gap = figure(gains[0] - gains[1])
+    return Row(
+        *("CLIP guidance", f"scale {CLIP_SCALE:g}, {CUTS} cut-outs, through the network"),
+        *("scale 0", len(wanted), effect, arm.calls, arm.seconds),
+        [
+            above("right, difference", effect.difference, 10, "%", firm=True),
+            exact("guided by another's text: no gain shown", astray.low <= 0),
+        ],
+        diversity=pair("diversity", "", measures.spread(arm.images), measures.spread(free.images)),
+        notes=[
+            f"gain in the guiding CLIP's cosine {written(figure(gains[0]))}, in the judge's "
+            f"{written(figure(gains[1]))}; adversarial gap {written(gap)}",
+            f"right by the shortcut: {written(figure(rest[2]), '%')}, {short.seconds:.2f} s; "
+            f"guided by another's text: {written(figure(rest[1]), '%')}",
+        ],
+        pictures={"guided": arm.images[:4], "scale 0": free.images[:4]},
+    )
+
+
+@torch.no_grad()
+def _cosines(encode, targets: Tensor, arm: Arm, control: Arm) -> Tensor:
+    """How much closer to the targets a CLIP finds an arm than its control (n,)."""
+    seen, before = (encode(a.images.clamp(-1, 1)).float() for a in (arm, control))
+    return ((seen - before) * targets).sum(1)
+
+
+# ------------------------------------------------------------------------------- Blended Diffusion
+
+
+def blended_diffusion(bench: Bench) -> Row:
+    guide = load_clip("shapes", "Blended Diffusion")
+    encode, n = use.encoder(guide), bench.n // 2
+    images, asked = bench.images[:n], [_new_look(s, t) for s, t in _pairs(bench, n)]
+    keep = grow(1 - bench.things[:n], 2)
+    targets = use.text_features(guide, [f"a {look}" for look in asked])
+
+    def local(scale: float) -> Arm:
+        return _local(bench, encode, targets, keep, scale, blended)
+
+    arm, unasked = local(BLEND_SCALE), local(0.0)
+    whole = clip_arm(bench, encode, targets, BLEND_SCALE)
+    pasted = torch.where(keep.bool(), images, whole.images)
+    earlier = {w: _local(bench, encode, targets, keep, BLEND_SCALE, _held(w)) for w in HELD}
+    hits, none = (has_look(asked, a.images) for a in (arm, unasked))
+    effect = pair("right inside", "%", hits, none)
+    seams = [seam(x, keep) for x in (arm.images, pasted)]
+    kept = pair("seam, control pasted only", "", *seams)
+    usual = seam(images, keep).quantile(0.95).item()
+    outside = [measures.psnr_where(a.images, images, keep) for a in earlier.values()]
+    return Row(
+        *("Blended Diffusion", f"scale {BLEND_SCALE:g}, {BLEND_CUTS} cut-outs, strength 0.75"),
+        *("scale 0; for the seam, a guided image pasted only", n, effect, arm.calls, arm.seconds),
+        [
+            above("right inside, difference", effect.difference, 0, "%"),
+            exact("outside equals the image bit for bit", _equal_where(arm, images, keep)),
+            below("seam, less the image's own 95%", figure(seams[0] - usual), 0),
+            above("seam of what is pasted only, difference", figure(seams[1] - seams[0]), 0),
+            rising("the earlier variant's background PSNR, weights 1e2 1e3 1e4", outside),
+        ],
+        kept=kept,
+        notes=[
+            f"the earlier variant with weight {w:g}: right "
+            f"{written(figure(has_look(asked, a.images)), '%')}, background PSNR "
+            f"{written(figure(psnr), 'dB')}"
+            for (w, a), psnr in zip(earlier.items(), outside, strict=True)
+        ],
+        pictures={
+            "image": images[:4],
+            "blended": arm.images[:4],
+            "pasted only": pasted[:4],
+        },
+    )
+
+
+def _pairs(bench: Bench, n: int):
+    return zip(bench.scenes[:n], bench.targets[:n], strict=True)
+
+
+def _new_look(scene: shapes.Scene, target: shapes.Scene) -> str:
+    """The target's shape in another colour, of those that training has shown it in."""
+    shape, start = target.thing.shape, shapes.COLOURS.index(scene.thing.colour)
+    turned = [*shapes.COLOURS[start + 4 :], *shapes.COLOURS][:7]
+    known = [c for c in turned if (c, shape) not in shapes.HELD_OUT and c != scene.thing.colour]
+    return f"{known[0]} {shape}"
+
+
+def _local(bench: Bench, encode, targets: Tensor, keep: Tensor, scale: float, method) -> Arm:
+    path = bench.schedule.path(2 * STEPS)
+
+    def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
+        score = clip_score(encode, targets[rows], cuts=BLEND_CUTS, generator=generators)
+        arguments = (bench.unconditional, bench.images[rows], keep[rows], path, score, scale)
+        return method(*arguments, generator=generators)
+
+    return bench.arm(draw, n=len(targets), batch=16)
+
+
+def _held(background: float) -> Callable:
+    """Blended Diffusion's earlier variant, with that weight of the background."""
+
+    def method(denoise, image, mask, path, score, scale, *, generator):
+        arguments = (denoise, image, mask, path, score, scale, background)
+        return background_loss(*arguments, generator=generator)
+
+    return method
+
+
+def seam(images: Tensor, keep: Tensor) -> Tensor:
+    """Mean difference of neighbours on both sides of the rim of masks (n,1,H,W): (n,)."""
+    total, count = 0, 0
+    for x, m in ((images, keep), (images.mT, keep.mT)):
+        rim = m[..., 1:] != m[..., :-1]
+        steps = (x[..., 1:] - x[..., :-1]).abs().mean(1, keepdim=True)
+        total, count = total + (steps * rim).flatten(1).sum(1), count + rim.flatten(1).sum(1)
+    return total / count.clamp(min=1)
+
+
+def _equal_where(arm: Arm, images: Tensor, keep: Tensor) -> bool:
+    where = keep.bool().expand_as(images)
+    return torch.equal(arm.images[where], images[where])

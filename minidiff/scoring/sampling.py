@@ -1,0 +1,156 @@
+"""Rows of the samplers: DDPM, DDIM, Heun, DPM-Solver++(2M), eta, the spacing of levels.
+
+Drawn from the prompts of two things, without guidance. Solvers are compared with the fine solution
+of the same differential equation from the same noise, which 100 steps of DPM-Solver++(2M) give.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from minidiff.denoiser import Denoiser, Prediction
+from minidiff.samplers import Step, ddim_step, ddpm_step, dpmpp_2m_step, heun_step
+from minidiff.schedule import NoiseLevel
+from minidiff.scoring import measures
+from minidiff.scoring.bench import STEPS, Arm, Bench
+from minidiff.scoring.table import Row, above, below, figure, pair, written
+
+LONG = 250  # steps of DDPM
+FEW = 10  # steps where eta and spacing matter
+
+
+def silent_step(
+    denoise: Denoiser, x: Tensor, here: NoiseLevel, there: NoiseLevel, past=(), *, generator=None
+) -> tuple[Tensor, Prediction]:
+    """DDPM without its noise: each step gives the mean of what the image may become."""
+    prediction = denoise(x, here)
+    ratio = here.alpha / there.alpha
+    mean = there.alpha * (1 - ratio**2) / here.sigma**2 * prediction.x0
+    return mean + ratio * there.sigma**2 / here.sigma**2 * x, prediction
+
+
+def _drawn(bench: Bench, step: Step, steps: int, n: int, spacing: str = "trailing") -> Arm:
+    path = bench.schedule.path(steps, spacing)
+    return bench.sampled(bench.guided(bench.prompts, 1), step=step, path=path, n=n)
+
+
+def ddpm(bench: Bench) -> Row:
+    n = bench.n // 2
+    drawn = _drawn(bench, ddpm_step, LONG, n)
+    mute = _drawn(bench, silent_step, LONG, n)
+    prompts = bench.prompts[:n]
+    effect = pair("right", "%", *(measures.right(prompts, a.images) for a in (drawn, mute)))
+    spread, flat = measures.spread(drawn.images), measures.spread(mute.images)
+    return Row(
+        *("DDPM", f"{LONG} steps", "the same steps without their noise", n),
+        *(effect, drawn.calls, drawn.seconds),
+        [
+            above("right, difference", effect.difference, 0, "%", firm=True),
+            below("diversity of the control, less half of DDPM's", figure(flat - spread / 2), 0),
+        ],
+        diversity=pair("diversity", "", spread, flat),
+        pictures={"DDPM": drawn.images[:4], "without noise": mute.images[:4]},
+    )
+
+
+def ddim(bench: Bench) -> Row:
+    n = bench.n
+    drawn = _drawn(bench, ddim_step, 2 * STEPS, n)
+    mute = _drawn(bench, silent_step, 2 * STEPS, n)
+    effect = pair("right", "%", *(measures.right(bench.prompts, a.images) for a in (drawn, mute)))
+    near, far = (_error(bench, ddim_step, steps, "trailing") for steps in (2 * STEPS, STEPS))
+    ratio = figure(far / near)
+    return Row(
+        *("DDIM", f"eta 0, {2 * STEPS} steps", "DDPM's steps without their noise", n),
+        *(effect, drawn.calls, drawn.seconds),
+        [
+            above("right, difference", effect.difference, 0, "%", firm=True),
+            above("error, half the steps over all of them", ratio, 1.5, firm=True),
+            below("error, half the steps over all of them", ratio, 2.6),
+        ],
+        diversity=pair(
+            "diversity", "", measures.spread(drawn.images), measures.spread(mute.images)
+        ),
+        notes=[f"distance to the fine solution, {len(near)} images: {written(figure(near))}"],
+        pictures={"DDIM": drawn.images[:4], "DDPM without noise": mute.images[:4]},
+    )
+
+
+def heun(bench: Bench) -> Row:
+    steps = STEPS // 2 + 1
+    return _solver(bench, "Heun", heun_step, steps, STEPS, f"{steps} steps of two calls")
+
+
+def dpmpp_2m(bench: Bench) -> Row:
+    return _solver(bench, "DPM-Solver++(2M)", dpmpp_2m_step, STEPS, STEPS, f"{STEPS} steps")
+
+
+def _solver(bench: Bench, name: str, step: Step, steps: int, calls: int, setting: str) -> Row:
+    """A second-order solver against DDIM with as many network calls."""
+    arm, plain = _exact(bench, step, steps, "log_snr"), _exact(bench, ddim_step, calls, "trailing")
+    errors = [_distance(bench, a) for a in (arm, plain)]
+    effect = pair("distance to the fine solution", "", *errors)
+    coarse = _error(bench, step, (steps + 1) // 2, "log_snr")
+    ratio = figure(coarse / errors[0])
+    prompts = bench.prompts[: bench.few]
+    kept = pair("right", "%", *(measures.right(prompts, a.images) for a in (arm, plain)))
+    return Row(
+        *(name, f"{setting}, even in the log of signal to noise", f"DDIM, {calls} calls"),
+        *(bench.few, effect, arm.calls, arm.seconds),
+        [
+            below("distance, difference", effect.difference, 0, firm=True),
+            above("error, half the steps over all of them", ratio, 2.6),
+        ],
+        kept=kept,
+        pictures={name: arm.images[:4], f"DDIM, {calls} calls": plain.images[:4]},
+    )
+
+
+def _exact(bench: Bench, step: Step, steps: int, spacing: str) -> Arm:
+    def draw() -> Arm:
+        path = bench.schedule.path(steps, spacing)
+        denoiser = bench.exactly(bench.prompts)
+        return bench.sampled(denoiser, step=step, path=path, n=bench.few, exact=True)
+
+    return bench.shared(f"exact {step.__name__} {steps}", draw)
+
+
+def _distance(bench: Bench, arm: Arm) -> Tensor:
+    return measures.rms(arm.images, _exact(bench, dpmpp_2m_step, 100, "log_snr").images)
+
+
+def _error(bench: Bench, step: Step, steps: int, spacing: str) -> Tensor:
+    return _distance(bench, _exact(bench, step, steps, spacing))
+
+
+def eta(bench: Bench) -> Row:
+    none = _drawn(bench, ddim_step, FEW, bench.n)
+    full = _drawn(bench, partial(ddim_step, eta=1.0), FEW, bench.n)
+    effect = pair("misfit", "", *(measures.misfit(a.images) for a in (none, full)))
+    kept = pair("right", "%", *(measures.right(bench.prompts, a.images) for a in (none, full)))
+    return Row(
+        *("DDIM's eta", f"eta 0, {FEW} steps", "eta 1, which is DDPM", bench.n),
+        *(effect, none.calls, none.seconds),
+        [below("misfit, difference", effect.difference, 0, firm=True)],
+        kept=kept,
+        diversity=pair("diversity", "", measures.spread(none.images), measures.spread(full.images)),
+        pictures={"eta 0": none.images[:4], "eta 1": full.images[:4]},
+    )
+
+
+def spacing(bench: Bench) -> Row:
+    trailing = _drawn(bench, ddim_step, FEW, bench.n)
+    leading = _drawn(bench, ddim_step, FEW, bench.n, "leading")
+    arms = (trailing, leading)
+    effect = pair("misfit", "", *(measures.misfit(a.images) for a in arms))
+    kept = pair("right", "%", *(measures.right(bench.prompts, a.images) for a in arms))
+    return Row(
+        *("Spacing of levels", f"trailing: from t = 1000, {FEW} steps"),
+        *(f"leading: pure noise taken for t = {bench.schedule.path(FEW, 'leading')[0].t}", bench.n),
+        *(effect, trailing.calls, trailing.seconds),
+        [below("misfit, difference", effect.difference, 0)],
+        kept=kept,
+        pictures={"trailing": trailing.images[:4], "leading": leading.images[:4]},
+    )

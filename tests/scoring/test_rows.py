@@ -1,0 +1,86 @@
+"""Rows on the shipped model: broken methods miss their checks, and a quick run holds."""
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from minidiff.cli import main
+from minidiff.editing import ilvr
+from minidiff.guidance import classifier_free
+from minidiff.scoring import bench, guidance, masks, run
+from minidiff.scoring.bench import DEVELOPMENT, Bench
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A bench of few images and very few steps: not good pictures, but the same algebra."""
+    for module in (bench, masks):
+        monkeypatch.setattr(module, "STEPS", 2)
+    return Bench(8, DEVELOPMENT)
+
+
+def held(row, words):
+    (check,) = [check for check in row.checks if words in check.what]
+    return check.holds
+
+
+def test_image_i_is_the_same_whatever_the_number_of_scenes():
+    few, many = Bench(8, 7), Bench(12, 7)
+    assert many.captions[:8] == few.captions
+    assert many.target_captions[:8] == few.target_captions
+    assert many.prompts[:8] == few.prompts
+    assert torch.equal(many.images[:8], few.images)
+    assert Bench(8, 8).captions != few.captions
+    assert all(a != b for a, b in zip(few.captions, few.target_captions, strict=True))
+
+
+@pytest.mark.parametrize("n", [0, 4, 10])
+def test_a_bench_needs_whole_groups(n):
+    with pytest.raises(ValueError, match="expected a multiple of 4, 8 or more"):
+        Bench(n)
+
+
+def test_arms_are_paired_and_their_calls_are_counted(small):
+    one, two = small.of_prompts(1.0), small.of_prompts(2.0)
+    assert one.images.shape == (8, 3, 32, 32)
+    assert (one.calls, two.calls) == (2, 4)  # a step calls once, with guidance twice
+    again = small.sampled(small.guided(small.prompts, 1.0))
+    assert torch.equal(again.images, one.images)
+    assert small.of_prompts(1.0) is one
+
+
+def test_ilvr_that_stops_a_level_early_misses(small, monkeypatch):
+    good = masks.ilvr_reference(small)
+    assert held(good, "coarse pixels equal") and held(good, "cubic")
+
+    def early(denoise, reference, path, **options):
+        return ilvr(denoise, reference, path, until=path[-2].t, **options)
+
+    monkeypatch.setattr(masks, "ilvr", early)
+    assert not held(masks.ilvr_reference(small), "coarse pixels equal")
+
+
+def test_guidance_by_the_papers_weight_misses(small, monkeypatch):
+    assert held(guidance.classifier_free_guidance(small), "bit for bit")
+
+    def off_by_one(cond, uncond, scale):
+        return classifier_free(cond, uncond, scale + 1)
+
+    monkeypatch.setattr(guidance, "classifier_free", off_by_one)
+    assert not held(guidance.classifier_free_guidance(small), "bit for bit")
+
+
+def test_what_is_missing_is_left_out_in_a_line(small):
+    def lacking(bench):
+        raise FileNotFoundError("Some guidance: no data/some.safetensors")
+
+    said = []
+    rows, left_out = run.score(small, said.append, [lacking])
+    assert rows == [] and left_out == ["Some guidance: no data/some.safetensors"]
+    assert said == ["left out Some guidance: no data/some.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_quick_run_holds():
+    done = CliRunner().invoke(main, ["score", "--quick"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
