@@ -17,8 +17,10 @@ import base64
 import json
 import os
 import re
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,12 +112,14 @@ def execute(source: Path, *, fast: bool = False) -> tuple[NotebookNode, dict]:
         "HF_HUB_OFFLINE": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning of the debugger, on stderr
     }
+    connection = f"{tempfile.mkdtemp()}/kernel.json"  # sockets lie beside it, and go with it
     client = NotebookClient(
         notebook,
-        timeout=600,
+        timeout=3600,
+        startup_timeout=600,
         kernel_name="python3",
         record_timing=False,
-        config=Config({"KernelManager": {"transport": "ipc"}}),
+        config=Config({"KernelManager": {"transport": "ipc", "connection_file": connection}}),
         resources={"metadata": {"path": str(HERE)}},
     )
     try:
@@ -124,7 +128,9 @@ def execute(source: Path, *, fast: bool = False) -> tuple[NotebookNode, dict]:
         lines = f"{error.ename}: {error.evalue}".splitlines()
         raise Fault(f"{source.name}: {_failed_cell(notebook)}: {lines[0]}") from None
     except CellTimeoutError:
-        raise Fault(f"{source.name}: {_failed_cell(notebook)} takes more than 10 minutes") from None
+        raise Fault(f"{source.name}: {_failed_cell(notebook)} takes more than an hour") from None
+    finally:
+        shutil.rmtree(Path(connection).parent, ignore_errors=True)
     cost = json.loads(notebook.cells[-1].outputs[-1].text)
     notebook.cells = notebook.cells[1:-1]
     _clean(notebook)
@@ -206,6 +212,8 @@ def write(source: Path, notebook: NotebookNode, cost: dict) -> None:
 
 
 def _operations(pflops: float) -> str:
+    if pflops == 0:
+        return "no operations"
     return f"{pflops:.2g} PFLOPs" if pflops >= 0.1 else f"{1000 * pflops:.2g} TFLOPs"
 
 
@@ -304,6 +312,10 @@ def form_faults(source: Path, notebook: NotebookNode) -> Iterator[str]:
     if not codes or codes[0] != SETUP.replace("NUMBER", str(number)):
         yield "its first code cell is not notebooks.build.SETUP"
     first = wanted.cells[0].source if wanted.cells else ""
+    if remote := re.search(
+        r"!\[[^]]*\]\((https?:[^)]*)\)", " ".join(c.source for c in wanted.cells)
+    ):
+        yield f"the picture {remote[1]} is not shown offline: use one of figures/"
     if not CARD.search(first) or COLAB.format(slug=SLUG, name=source.stem) not in first:
         yield "its first cell lacks the card's markers or the link to Colab"
     yield from output_faults(notebook)

@@ -108,6 +108,7 @@ def test_a_faulty_cell_is_named(tmp_path, cell, words):
         ("# # 07 Small", "# # 07 Tiny", "differs from 07_small.py"),
         ("lessons.setup(7)", "lessons.setup(8)", "first code cell"),
         ("<!-- card -->", "", "card's markers"),
+        ("[Open in Colab](", "![Open in Colab](", "is not shown offline"),
         ("07_small.ipynb", "06_small.ipynb", "link to Colab"),
         ("# %%\nlessons.animation", "lessons.animation", "its cells are not those"),
     ],
