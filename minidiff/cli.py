@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from minidiff.clip_commands import clip
 from minidiff.edit_commands import edit
 from minidiff.guide_commands import guide
 from minidiff.scoring.command import score
@@ -39,6 +40,7 @@ def main() -> None:
     keep_memory()
 
 
+main.add_command(clip)
 main.add_command(edit)
 main.add_command(guide)
 main.add_command(score)
@@ -283,60 +285,6 @@ def evaluate_classifier(model, guides, control, number, guided, card) -> None:
     if card is not None:
         command = " ".join(["minidiff", *sys.argv[1:]])
         classifier_guidance.write_card(card, judge, figures, command)
-
-
-@main.group()
-def clip() -> None:
-    """Use a trained CLIP: one that is published, or one of our own."""
-
-
-@clip.command("search")
-@click.argument("text")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--model", default="ViT-B/32", show_default=True, help="A CLIP's name or file.")
-@click.option("--best", default=16, show_default=True, help="How many to show.")
-@click.option("--out", default="found.png", show_default=True, type=click.Path(dir_okay=False))
-def clip_search(text, folder, model, best, out) -> None:
-    """Print, and draw, the pictures of a folder that fit a text best.
-
-    minidiff clip search "a red butterfly" ~/pictures
-    """
-    import torch
-
-    from minidiff import clip, plot
-    from minidiff.data.images import load_image
-
-    _png(out)
-    _positive(best=best)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    found = clip.search(*clip.load(model), text, files, best)
-    for cosine, path in found:
-        click.echo(f"{cosine:.3f}  {path}")
-    drawn = torch.cat([load_image(path, 96) for _, path in found])
-    plot.save(plot.grid(drawn, [f"{cosine:.3f} {path.name}" for cosine, path in found]), out)
-    click.echo(f"wrote {out}")
-
-
-@clip.command("evaluate")
-@click.argument("model")
-@click.option("--data", default="shapes", type=click.Choice(["shapes", "cifar10"]))
-@click.option("--number", type=int, help="Images of each kind.  [default: the report's]")
-@click.option("--card", type=click.Path(dir_okay=False, path_type=Path), help="Write it here.")
-def clip_evaluate(model, data, number, card) -> None:
-    """Measure a small CLIP of our own: the figures of its card."""
-    from minidiff import cards, checkpoint, clip
-    from minidiff.clip import report, weights
-
-    if number is not None:
-        _positive(number=number)
-    trained, _ = clip.load(model)
-    reports = {"shapes": report.report_shapes, "cifar10": report.report_cifar10}
-    figures = reports[data](trained, **({} if number is None else {"n": number}))
-    for figure in figures:
-        click.echo(cards.line(figure))
-    if card is not None:
-        about = checkpoint.about(weights.shipped().get(model, Path(model)))
-        report.write_card(card, card.stem, trained, about["card"], figures, _command())
 
 
 @main.command()

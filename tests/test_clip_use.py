@@ -125,6 +125,29 @@ def test_the_command_prints_and_draws(model, tmp_path):
     assert told.output.count(".png") == 3 and out.is_file()  # two found, and where they are drawn
 
 
+def test_the_command_draws_where_it_looks(model, tmp_path):
+    clip.save(model, tmp_path / "clip.safetensors")
+    Image.new("RGB", (60, 40), (220, 20, 20)).save(tmp_path / "red.png")
+    out = tmp_path / "looked.png"
+
+    def look(*words):
+        model = ["--model", str(tmp_path / "clip.safetensors"), "--out", str(out)]
+        return CliRunner().invoke(main, ["clip", "look", *words, *model])
+
+    told = look(str(tmp_path / "red.png"), *WORDS[:2])
+    assert told.exit_code == 0, told.output
+    cosines = {line[7:]: float(line[:6]) for line in told.stdout.splitlines()[:2]}
+    assert list(cosines) == WORDS[:2]
+    with Image.open(tmp_path / "red.png") as picture:
+        seen = image_features(model, clip.Preprocess(model.config)(picture)[None])
+    expected = (text_features(model, WORDS[:2]) @ seen[0]).tolist()
+    assert list(cosines.values()) == pytest.approx(expected, abs=0.02)  # saved in half precision
+    with Image.open(out) as sheet:
+        assert sheet.width > 3 * 200
+    assert "no picture at" in look(str(tmp_path / "none.png"), "a text").output
+    assert "cannot read" in look(str(tmp_path / "clip.safetensors"), "a text").output
+
+
 def test_what_it_looks_at_depends_on_the_text_and_not_on_the_batch(model):
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     shown = clip.looks_at(model, x, WORDS[:2])

@@ -117,7 +117,8 @@ STANDS_ON = {
     "classifier_guidance": ("noisy_classifier", "cards"),
 }
 # These may import anything.
-TOP = {"__init__", "__main__", "cli", "edit_commands", "guide_commands", "lessons", "scoring"}
+COMMANDS = {"cli", "clip_commands", "edit_commands", "guide_commands"}
+TOP = {"__init__", "__main__", "lessons", "scoring", *COMMANDS}
 
 
 def imported_names(node: ast.AST) -> list[str]:
