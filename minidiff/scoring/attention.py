@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from minidiff.data import shapes
 from minidiff.denoiser import Denoiser
 from minidiff.editing import (
     WordMaps,
@@ -21,18 +20,14 @@ from minidiff.editing import (
 )
 from minidiff.guidance import clamp, classifier_free
 from minidiff.scoring import measures
-from minidiff.scoring.bench import STEPS, Arm, Bench
+from minidiff.scoring.bench import STEPS, Arm, Bench, short
 from minidiff.scoring.table import Interval, Pair, Row, above, exact, figure, pair, rising, written
 
 SCALE = 3.0
 CROSS, SELF = 0.8, 0.4  # shares of the steps that are injected
+REFINE_CROSS, REFINE_SELF = 0.8, 0.4  # for a further word
 BLEND = 0.3  # threshold of the local blend
 FACTORS = (-1, 0, 1, 2)
-
-
-def shorts(scenes: Sequence[shapes.Scene]) -> list[str]:
-    """Captions that leave place and background to the noise."""
-    return [f"a large {scene.thing.colour} {scene.thing.shape}" for scene in scenes]
 
 
 def attended(
@@ -45,7 +40,7 @@ def attended(
     blend: Callable[[slice], Callable] | None = None,
 ) -> Arm:
     """Source and edited images (n,2,3,32,32) of the short captions and others."""
-    sources = shorts(bench.scenes)
+    sources = bench.shorts
 
     def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
         both = [*sources[rows], *targets[rows]]
@@ -70,17 +65,17 @@ def attended(
 
 def swap(bench: Bench, **shares: float) -> Arm:
     """Another shape, by replacing the word."""
-    old, new = shorts(bench.scenes), shorts(bench.targets)
+    old, new = bench.shorts, bench.target_shorts
     return attended(bench, new, lambda rows: replace(old[rows], new[rows]), **shares)
 
 
-def _striped(bench: Bench) -> list[str]:
-    return [c.replace("a large ", "a large striped ") for c in shorts(bench.scenes)]
+def striped(bench: Bench) -> list[str]:
+    return [c.replace("a large ", "a large striped ") for c in bench.shorts]
 
 
 def stripes(bench: Bench, **shares: float) -> Arm:
     """Stripes, by a further word."""
-    old, new = shorts(bench.scenes), _striped(bench)
+    old, new = bench.shorts, striped(bench)
     return attended(bench, new, lambda rows: refine(old[rows], new[rows]), **shares)
 
 
@@ -94,13 +89,14 @@ def stayed(arm: Arm) -> tuple[Tensor, Tensor]:
 def p2p_replace(bench: Bench) -> Row:
     plain = bench.shared("p2p free", lambda: swap(bench, cross=0, self_attention=0))
     arm = bench.shared("p2p swap", lambda: swap(bench))
-    new = shorts(bench.targets)
+    new = bench.target_shorts
     return _against_free(bench, "Prompt-to-Prompt, replace", "another shape", arm, plain, new)
 
 
 def p2p_refine(bench: Bench) -> Row:
-    plain, arm = stripes(bench, cross=0, self_attention=0), stripes(bench)
-    new = _striped(bench)
+    shares = {"cross": REFINE_CROSS, "self_attention": REFINE_SELF}
+    plain, arm = stripes(bench, cross=0, self_attention=0), stripes(bench, **shares)
+    new = striped(bench)
     return _against_free(bench, "Prompt-to-Prompt, refine", "stripes", arm, plain, new)
 
 
@@ -116,8 +112,8 @@ def _against_free(
         *("the same noise, nothing injected", bench.n, effect, arm.calls, arm.seconds),
         [
             above("edited, less 80% of the control's", enough, 0, "%"),
-            above("background PSNR, difference", kept.difference, 0, " dB", firm=True),
-            above("middle moves less than the control's by", _minus(moves.difference), 0, " px"),
+            above("background PSNR, difference", kept.difference, 0, "dB", firm=True),
+            above("middle moves less than the control's by", _minus(moves.difference), 0, "px"),
         ],
         kept=kept,
         notes=[
@@ -145,7 +141,7 @@ def _minus(interval: Interval) -> Interval:
 
 
 def p2p_reweight(bench: Bench) -> Row:
-    captions = shorts(bench.scenes)
+    captions = bench.shorts
     colours = [scene.thing.colour for scene in bench.scenes]
 
     def weighted(word: Callable[[int], str], factor: float) -> Arm:
@@ -195,7 +191,7 @@ def blend_each(bench: Bench, rows: slice, threshold: float) -> Callable:
         parts = []
         for i, (old, new) in enumerate(both):
             own = SimpleNamespace(tokens=lambda i=i: tokens[[i, n + i]])
-            (a,), (b,) = shorts([old]), shorts([new])
+            a, b = short(old), short(new)
             words = local_blend(a, old.thing.shape, b, new.thing.shape, threshold=threshold)
             parts.append(words(x[[i, n + i]], own))
         return torch.stack(parts, dim=1).flatten(0, 1)
@@ -203,15 +199,19 @@ def blend_each(bench: Bench, rows: slice, threshold: float) -> Callable:
     return blend
 
 
+def blended_locally(bench: Bench, threshold: float) -> Arm:
+    """Another shape, and change only where the shapes' words look."""
+    old, new = bench.shorts, bench.target_shorts
+    return attended(
+        *(bench, new, lambda rows: replace(old[rows], new[rows])),
+        blend=lambda rows: blend_each(bench, rows, threshold),
+    )
+
+
 def p2p_local(bench: Bench) -> Row:
-    old, new = shorts(bench.scenes), shorts(bench.targets)
-
-    def blend(rows: slice) -> Callable:
-        return blend_each(bench, rows, BLEND)
-
     plain = bench.shared("p2p swap", lambda: swap(bench))
-    arm = attended(bench, new, lambda rows: replace(old[rows], new[rows]), blend=blend)
-    hits, usual = (measures.right(new, a.images[:, 1]) for a in (arm, plain))
+    arm = blended_locally(bench, BLEND)
+    hits, usual = (measures.right(bench.target_shorts, a.images[:, 1]) for a in (arm, plain))
     effect, (kept, _) = pair("edited", "%", hits, usual), _stayed(arm, plain)
     enough = figure(100 * (hits.double() - 0.8 * usual.double()))
     return Row(
@@ -219,7 +219,7 @@ def p2p_local(bench: Bench) -> Row:
         *("replace without it", bench.n, effect, arm.calls, arm.seconds),
         [
             above("edited, less 80% of the control's", enough, 0, "%"),
-            above("background PSNR, difference", kept.difference, 0, " dB", firm=True),
+            above("background PSNR, difference", kept.difference, 0, "dB", firm=True),
         ],
         kept=kept,
         pictures={

@@ -177,6 +177,20 @@ class Bench:
         return shapes.captions(self.targets)
 
     @cached_property
+    def shorts(self) -> list[str]:
+        """Captions of the scenes that leave place and background to the noise."""
+        return [short(scene) for scene in self.scenes]
+
+    @cached_property
+    def target_shorts(self) -> list[str]:
+        return [short(scene) for scene in self.targets]
+
+    @property
+    def from_shorts(self) -> Arm:
+        """The short captions drawn with guidance of 3."""
+        return self.shared("shorts", lambda: self.sampled(self.guided(self.shorts, 3.0)))
+
+    @cached_property
     def prompts(self) -> list[str]:
         """Two things, the rest is free; GROUP images in a row have the same."""
         drawn = shapes.random_scenes(self.n // GROUP, self.luck(3), pairs=1)
@@ -188,6 +202,10 @@ class Bench:
 
     def luck(self, which: int) -> Generator:
         return Generator().manual_seed(self.seed + which)
+
+
+def short(scene: shapes.Scene) -> str:
+    return f"a large {scene.thing.colour} {scene.thing.shape}"
 
 
 def _a(thing: shapes.Thing) -> str:

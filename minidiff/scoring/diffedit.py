@@ -28,7 +28,7 @@ def found_masks(
     half = bench.schedule.level(bench.schedule.T // 2)
 
     def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
-        query = bench.fast.denoiser(bench.target_captions[rows])
+        query = bench.fast.denoiser(bench.target_shorts[rows])
         against = bench.fast.denoiser(reference[rows] if reference else None)
         return edit_mask(
             *(query, against, bench.images[rows], half),
@@ -45,7 +45,7 @@ def decoded(bench: Bench, keep: Tensor, strength: float) -> Arm:
     path = bench.schedule.path(2 * STEPS)
 
     def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
-        query = clamp(bench.fast.denoiser(bench.target_captions[rows], QUERY))
+        query = clamp(bench.fast.denoiser(bench.target_shorts[rows], QUERY))
         null = bench.fast.denoiser()
         return diffedit(query, null, bench.images[rows], keep[rows], path, strength=strength)
 
@@ -57,7 +57,7 @@ def by_sdedit(bench: Bench, strength: float) -> Arm:
     path = bench.schedule.path(2 * STEPS)
 
     def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
-        asked = clamp(bench.fast.denoiser(bench.target_captions[rows], SCALE))
+        asked = clamp(bench.fast.denoiser(bench.target_shorts[rows], SCALE))
         return sdedit(asked, bench.images[rows], path, strength=strength, generator=generators)
 
     return bench.arm(draw)
@@ -67,6 +67,11 @@ def shape_changed(bench: Bench, images: Tensor) -> Tensor:
     """Whether the shape is the new one, whatever else has changed."""
     pairs = zip(measures.read(images), bench.targets, strict=True)
     return torch.tensor([s is not None and s.thing.shape == t.thing.shape for s, t in pairs])
+
+
+def target_things(bench: Bench) -> Tensor:
+    """1 where the new thing would stand (n,1,32,32), were it where the old one is."""
+    return (shapes.render(bench.targets, generator=bench.luck(1))[1] > 0.5).float()
 
 
 def joint(bench: Bench, images: Tensor) -> Tensor:
@@ -93,7 +98,7 @@ def diffedit_shapes(bench: Bench) -> Row:
         *(effect, mask.calls + arm.calls, mask.seconds + arm.seconds),
         [
             above("edited, all else kept, difference", effect.difference, 0, "%"),
-            above("background PSNR", kept.method, 30, " dB", firm=True),
+            above("background PSNR", kept.method, 30, "dB", firm=True),
             above("mask's overlap with the thing (IoU)", overlaps.method, 0.5),
             above("more than of the same mask elsewhere", overlaps.difference, 0, firm=True),
             rising(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from minidiff.data import shapes
 from minidiff.guidance import (
     clamp,
     classifier_free,
@@ -14,7 +15,7 @@ from minidiff.guidance import (
 )
 from minidiff.scoring import measures
 from minidiff.scoring.bench import Arm, Bench
-from minidiff.scoring.table import Row, above, below, exact, figure, pair, rising
+from minidiff.scoring.table import Pair, Row, above, below, exact, figure, pair, rising
 
 SCALE, STRONG = 3.0, 8.0
 AWAY = 1.5  # scale against a negative prompt: more leaves what the model knows
@@ -76,35 +77,39 @@ def _ends(bench: Bench, off: float = 0) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def negative_prompt(bench: Bench) -> Row:
-    """Away from the background that a picture has without it, or, the control, from another."""
-    short = [f"{c.split(' at the ')[0]}" for c in bench.captions]
-    free = bench.sampled(bench.guided(short, SCALE))
+def negative(bench: Bench, scale: float) -> tuple[list[Arm], Pair, Pair]:
+    """Guidance away from the background that a picture has without it, and, the control, away from
+    another: pictures without it and with either, whose background is gone, what is still right."""
+    free = bench.sampled(bench.guided(bench.shorts, scale))
     seen = [s.background if s else "white" for s in measures.read(free.images)]
-    others = [seen[i - 1] if seen[i - 1] != s else _another(s) for i, s in enumerate(seen)]
+    others = [_another(background, i) for i, background in enumerate(seen)]
 
     def away_from(grounds: list[str]) -> Arm:
+        said = [f"{c} on a {g} background" for c, g in zip(bench.shorts, grounds, strict=True)]
+
         def denoiser(rows: slice):
-            wanted = bench.fast.condition(short[rows])
-            said = [
-                f"{c} on a {g} background" for c, g in zip(short[rows], grounds[rows], strict=True)
-            ]
-            unwanted = bench.fast.condition(said)
+            wanted, unwanted = (bench.fast.condition(c[rows]) for c in (bench.shorts, said))
             run, predicts = bench.fast.run, bench.fast.predicts
-            return clamp(weighted_prompts(run, [wanted], [AWAY], unwanted, predicts=predicts))
+            return clamp(weighted_prompts(run, [wanted], [scale], unwanted, predicts=predicts))
 
         return bench.sampled(denoiser)
 
     def gone(arm: Arm) -> torch.Tensor:
-        found = measures.read(arm.images)
-        pairs = zip(found, seen, strict=True)
+        pairs = zip(measures.read(arm.images), seen, strict=True)
         return torch.tensor([s is not None and s.background != was for s, was in pairs])
 
-    away, aside = away_from(seen), away_from(others)
-    effect = pair("named background gone", "%", gone(away), gone(aside))
-    kept = pair("right", "%", *(measures.right(short, a.images) for a in (away, aside)))
+    arms = away_from(seen), away_from(others)
+    return (
+        [free, *arms],
+        pair("named background gone", "%", *map(gone, arms)),
+        pair("right", "%", *(measures.right(bench.shorts, a.images) for a in arms)),
+    )
+
+
+def negative_prompt(bench: Bench) -> Row:
+    (free, away, aside), effect, kept = negative(bench, AWAY)
     return Row(
-        *("Negative prompt", f"the background that the seed gave, scale {AWAY:g}"),
+        *("Negative prompt", f"the background that the seed gives, scale {AWAY:g}"),
         *("another background's name", bench.n, effect, away.calls, away.seconds),
         [
             above("gone, difference", effect.difference, 0, "%", firm=True),
@@ -119,15 +124,16 @@ def negative_prompt(bench: Bench) -> Row:
     )
 
 
-def _another(background: str) -> str:
-    return "navy" if background != "navy" else "white"
+def _another(background: str, i: int) -> str:
+    rest = [name for name in shapes.BACKGROUNDS if name != background]
+    return rest[i % len(rest)]
 
 
 def several_prompts(bench: Bench) -> Row:
     """One prompt says where the thing is and the other on what; each of half the weight."""
-    things = [f"a large {s.thing.colour} {s.thing.shape}" for s in bench.scenes]
-    where = [f"{t} at the {s.position}" for t, s in zip(things, bench.scenes, strict=True)]
-    on = [f"{t} on a {s.background} background" for t, s in zip(things, bench.scenes, strict=True)]
+    both_known = list(zip(bench.shorts, bench.scenes, strict=True))
+    where = [f"{thing} at the {s.position}" for thing, s in both_known]
+    on = [f"{thing} on a {s.background} background" for thing, s in both_known]
 
     def both(rows: slice):
         conditions = [bench.fast.condition(said[rows]) for said in (where, on)]

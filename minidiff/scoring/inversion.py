@@ -69,9 +69,9 @@ def _round_trip(bench: Bench, name: str, model: zoo.Diffusion, pictures: Tensor)
         *(f"the network is told a time {SHIFT} levels late on the way up", len(pictures)),
         *(effect, 2 * SWEEP[-1], arms[-1].seconds),
         [
-            above(f"median PSNR, {SWEEP[0]} steps", figure(found[0], torch.median), 26, " dB"),
-            above(f"median PSNR, {SWEEP[-1]} steps", figure(found[-1], torch.median), 32, " dB"),
-            above("four times the steps gain, more than the control's", gain.difference, 0, " dB"),
+            above(f"median PSNR, {SWEEP[0]} steps", figure(found[0], torch.median), 26, "dB"),
+            above(f"median PSNR, {SWEEP[-1]} steps", figure(found[-1], torch.median), 32, "dB"),
+            above("four times the steps gain, more than the control's", gain.difference, 0, "dB"),
         ],
         notes=[
             f"median PSNR at {bounds} steps: {levels} dB; standard deviation of noises: {noises}",

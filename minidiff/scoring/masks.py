@@ -1,4 +1,4 @@
-"""Rows of the methods that hold pixels: SDEdit, ILVR, RePaint. None of them is told a caption."""
+"""Rows of the methods that hold pixels: SDEdit, ILVR, RePaint."""
 
 from __future__ import annotations
 
@@ -15,86 +15,101 @@ from minidiff.scoring.bench import GROUP, STEPS, Arm, Bench
 from minidiff.scoring.crude import KINDS, drawn_by_hand, holes
 from minidiff.scoring.table import Row, above, below, exact, pair, rising
 
+SCALE = 3.0  # of SDEdit's caption
 STRENGTH, STRENGTHS = 0.5, (0.2, 0.4, 0.6, 0.8)  # of SDEdit, with 50 steps
-FACTOR, FACTORS = 4, (2, 4, 8, 16)  # of ILVR
+FACTOR, FACTORS = 8, (2, 4, 8, 16)  # of ILVR
 FILL_STEPS, TIMES = 25, 10  # of RePaint
 
 
+def hand_drawn(bench: Bench) -> Tensor:
+    return drawn_by_hand(bench.scenes, bench.luck(4))
+
+
+def from_strokes(bench: Bench, guides: Tensor, strength: float) -> Arm:
+    """SDEdit of crude drawings, told what they show but not where or on what ground."""
+    path, captions = bench.schedule.path(2 * STEPS), bench.shorts
+
+    def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
+        asked = bench.guided(captions, SCALE)(rows)
+        return sdedit(asked, guides[rows], path, strength=strength, generator=generators)
+
+    return bench.arm(draw)
+
+
 def sdedit_strokes(bench: Bench) -> Row:
-    guides = drawn_by_hand(bench.scenes, bench.luck(4))
-    path = bench.schedule.path(2 * STEPS)
-
-    def edited(strength: float) -> Arm:
-        def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
-            return sdedit(
-                bench.unconditional, guides[rows], path, strength=strength, generator=generators
-            )
-
-        return bench.arm(draw)
-
-    drawn, sweep = edited(STRENGTH), [edited(strength) for strength in STRENGTHS]
+    guides = hand_drawn(bench)
+    drawn = from_strokes(bench, guides, STRENGTH)
+    sweep = [from_strokes(bench, guides, strength) for strength in STRENGTHS]
+    free = bench.from_shorts
     misfits = [-measures.misfit(arm.images) for arm in sweep]
     distances = [measures.rms(arm.images, guides) for arm in sweep]
     found = [measures.right(bench.captions, images) for images in (drawn.images, guides)]
-    effect, strengths = pair("valid and as meant", "%", *found), " ".join(map(str, STRENGTHS))
-    free = bench.shared("no reference", lambda: _unguided(bench))
-    kept = pair(
-        *("distance to the strokes", ""),
-        *(measures.rms(images, guides) for images in (drawn.images, free.images)),
-    )
+    effect, strengths = pair("real and as meant", "%", *found), " ".join(map(str, STRENGTHS))
+    images = (drawn.images, free.images)
+    kept = pair("distance to the strokes", "", *(measures.rms(x, guides) for x in images))
     return Row(
-        *("SDEdit", f"strength {STRENGTH:g} of {2 * STEPS} steps, no caption"),
-        *("the strokes themselves; for the distance, images from noise", bench.n),
+        *("SDEdit", f"strength {STRENGTH:g} of {2 * STEPS} steps, scale {SCALE:g}"),
+        *("the strokes themselves; for the distance, the caption alone", bench.n),
         *(effect, drawn.calls, drawn.seconds),
         [
-            above("valid and as meant, difference", effect.difference, 0, "%", firm=True),
+            above("real and as meant, difference", effect.difference, 0, "%", firm=True),
             below("distance, difference", kept.difference, 0, firm=True),
             rising(f"realism (less misfit) at strengths {strengths}", misfits),
             rising(f"distance to the strokes at strengths {strengths}", distances),
         ],
         kept=kept,
-        pictures={"strokes": guides[:4], "SDEdit": drawn.images[:4]},
+        pictures={
+            "strokes": guides[:4],
+            "SDEdit": drawn.images[:4],
+            "the caption alone": free.images[:4],
+        },
     )
 
 
-def _unguided(bench: Bench) -> Arm:
-    path = bench.schedule.path(2 * STEPS)
-    return bench.sampled(lambda rows: bench.unconditional, step=ddpm_step, path=path)
+def like_references(bench: Bench, references: Tensor, factor: int) -> Arm:
+    """ILVR, told what the reference shows but nothing of place and background."""
+    path, captions = bench.schedule.path(2 * STEPS), _of_groups(bench.shorts)
+
+    def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
+        asked = bench.guided(captions, 1)(rows)
+        return ilvr(asked, references[rows], path, factor=factor, generator=generators)
+
+    return bench.arm(draw)
+
+
+def _of_groups(values: list) -> list:
+    """The first of each group of GROUP, as often as there are images in it."""
+    return [values[i // GROUP * GROUP] for i in range(len(values))]
 
 
 def ilvr_reference(bench: Bench) -> Row:
-    references = bench.images[torch.arange(bench.n) // GROUP * GROUP]  # GROUP images of each
+    references = torch.stack(_of_groups(list(bench.images)))
+    arms = {factor: like_references(bench, references, factor) for factor in FACTORS}
+    captions = _of_groups(bench.shorts)
     path = bench.schedule.path(2 * STEPS)
-
-    def drawn(factor: int) -> Arm:
-        def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
-            wanted = references[rows]
-            return ilvr(bench.unconditional, wanted, path, factor=factor, generator=generators)
-
-        return bench.arm(draw)
-
-    arms = {factor: drawn(factor) for factor in FACTORS}
-    arm, free = arms[FACTOR], bench.shared("no reference", lambda: _unguided(bench))
+    arm = arms[FACTOR]
+    free = bench.sampled(bench.guided(captions, 1), step=ddpm_step, path=path)
     coarse = low_pass(references, FACTOR)
     off = [measures.rms(low_pass(a.images, FACTOR), coarse) for a in (arm, free)]
-    valid = pair("valid", "%", *(measures.valid(a.images) for a in (arm, free)))
-    shares = {f: measures.valid(a.images).float().mean().item() for f, a in arms.items()}
+    hits = {f: measures.right(captions, a.images) for f, a in arms.items()}
+    kept = pair("right", "%", hits[FACTOR], measures.right(captions, free.images))
+    shares = {f: 100 * found.double().mean().item() for f, found in hits.items()}
     return Row(
         *("ILVR", f"blocks of {FACTOR} x {FACTOR} pixels, {2 * STEPS} steps of DDPM"),
-        *("the same noise without the reference", bench.n),
+        *("the same noise and caption without the reference", bench.n),
         *(pair("coarse difference to the reference", "", *off), arm.calls, arm.seconds),
         [
             exact("coarse pixels equal the reference's to 1e-5", off[0].max().item() < 1e-5),
             exact("with the authors' cubic resizing they could not", _cubic(references) > 1e-3),
-            above("valid, difference", valid.difference, -10, "%"),
+            above("right, difference", kept.difference, -10, "%"),
             rising(
                 f"diversity with blocks of {' '.join(map(str, FACTORS))}",
                 [measures.spread(a.images) for a in arms.values()],
             ),
         ],
-        kept=valid,
+        kept=kept,
         diversity=pair("diversity", "", *(measures.spread(a.images) for a in (arm, free))),
-        notes=[f"valid with blocks of {f}: {100 * v:.0f}%" for f, v in shares.items()],
+        notes=[f"right with blocks of {f}: {share:.0f}%" for f, share in shares.items()],
         pictures={
             "reference": references[:4],
             "ILVR": arm.images[:4],
@@ -114,21 +129,25 @@ def _cubic(images: Tensor) -> float:
     return (once(once(images)) - once(images)).abs().mean().item()
 
 
+def holed(bench: Bench) -> Tensor:
+    return holes(bench.images, bench.things, bench.luck(5))
+
+
+def filled(bench: Bench, keep: Tensor, steps: int, times: int) -> Arm:
+    """RePaint, told nothing: what is hidden must be seen from what is kept."""
+    path = bench.schedule.path(steps)
+
+    def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
+        arguments = (bench.unconditional, bench.images[rows], keep[rows], path)
+        return repaint(*arguments, times=times, generator=generators)
+
+    return bench.arm(draw)
+
+
 def repaint_holes(bench: Bench) -> Row:
-    keep = holes(bench.images, bench.things, bench.luck(5))
-
-    def filled(steps: int, times: int) -> Arm:
-        def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
-            path, hole = bench.schedule.path(steps), keep[rows]
-            images = bench.images[rows]
-            return repaint(
-                bench.unconditional, images, hole, path, times=times, generator=generators
-            )
-
-        return bench.arm(draw)
-
-    arm = filled(FILL_STEPS, TIMES)
-    naive = filled(round(arm.calls), 1)
+    keep = holed(bench)
+    arm = filled(bench, keep, FILL_STEPS, TIMES)
+    naive = filled(bench, keep, round(arm.calls), 1)
     hits, plain = (measures.right(bench.captions, a.images) for a in (arm, naive))
     effect = pair("whole again", "%", hits, plain)
     misfits = pair("misfit", "", *(measures.misfit(a.images) for a in (arm, naive)))

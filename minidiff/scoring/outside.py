@@ -33,18 +33,21 @@ HELD = (1e2, 1e3, 1e4)  # weights of its earlier variant's background
 # -------------------------------------------------------------------------------------- classifier
 
 
-def classifier_guidance(bench: Bench) -> Row:
+def by_classifier(bench: Bench, scale: float) -> Arm:
+    """The null condition under the classifier, each image towards its own look."""
     if "shapes" not in noisy_classifier.shipped():
         raise FileNotFoundError("Classifier guidance: no data/shapes_noisy_classifier.safetensors")
     judge, wanted = noisy_classifier.load("shapes"), looks(bench)
 
-    def drawn(scale: float) -> Arm:
-        def denoiser(rows: slice):
-            return clamp(classifier(bench.fast.denoiser(), judge.log_prob(wanted[rows]), scale))
+    def denoiser(rows: slice):
+        return clamp(classifier(bench.fast.denoiser(), judge.log_prob(wanted[rows]), scale))
 
-        return bench.sampled(denoiser)
+    return bench.sampled(denoiser)
 
-    arms = {scale: drawn(scale) for scale in SCALES}
+
+def classifier_guidance(bench: Bench) -> Row:
+    wanted = looks(bench)
+    arms = {scale: by_classifier(bench, scale) for scale in SCALES}
     hits = {scale: has_look(wanted, arm.images) for scale, arm in arms.items()}
     spreads = [measures.spread(arm.images) for arm in arms.values()]
     effect, arm = pair("right", "%", hits[SCALE], hits[0.0]), arms[SCALE]
@@ -109,6 +112,13 @@ def clip_arm(bench: Bench, encode, targets: Tensor, scale: float, through: bool 
         return sample(ddim_step, clamp(guided), x, bench.path, generator=generators)
 
     return bench.arm(draw, n=len(targets), batch=16)
+
+
+def by_clip(bench: Bench, scale: float) -> Arm:
+    """Half of the images, each towards the text of its own look."""
+    guide = load_clip("shapes", "CLIP guidance")
+    targets = use.text_features(guide, [f"a {look}" for look in looks(bench)][: bench.n // 2])
+    return clip_arm(bench, use.encoder(guide), targets, scale)
 
 
 def clip_guidance(bench: Bench) -> Row:

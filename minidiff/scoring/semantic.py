@@ -106,11 +106,7 @@ def structure(bench: Bench) -> Row:
     return Row(
         *(name, f"weight {STRUCTURE:g}, {2 * STEPS} steps of DDPM", "content guidance", bench.n),
         *(effect, arm.calls, arm.seconds),
-        [
-            below(
-                "middle off, less half of the control's", figure(moves[0] - moves[1] / 2), 0, " px"
-            )
-        ],
+        [below("middle off, less half of the control's", figure(moves[0] - moves[1] / 2), 0, "px")],
         kept=pair("valid", "%", *(measures.valid(a.images) for a in (arm, other))),
         pictures=_pictures(bench, structure=arm, content=other),
     )

@@ -91,13 +91,13 @@ def pair(what: str, unit: str, method: Tensor, control: Tensor) -> Pair:
 
 def above(what: str, found: Interval, bound: float, unit: str = "", *, firm: bool = False) -> Check:
     """Holds if the whole interval lies above the bound."""
-    text = f"{what} > {_number(bound)}{unit}"
+    text = f"{what} > {_number(bound)}{_spaced(unit)}"
     return Check(text, written(found, unit), found.low > bound, firm)
 
 
 def below(what: str, found: Interval, bound: float, unit: str = "", *, firm: bool = False) -> Check:
     """Holds if the whole interval lies below the bound."""
-    text = f"{what} < {_number(bound)}{unit}"
+    text = f"{what} < {_number(bound)}{_spaced(unit)}"
     return Check(text, written(found, unit), found.high < bound, firm)
 
 
