@@ -21,7 +21,7 @@ from minidiff.evaluation import Figure, share
 from minidiff.guidance import clamp, classifier
 from minidiff.noise import per_image
 from minidiff.noisy_classifier import HEADS, UNKNOWN, NoisyClassifier, scene_labels
-from minidiff.samplers import ddim_step, sample
+from minidiff.samplers import Step, ddim_step, sample
 from minidiff.schedule import add_noise
 from minidiff.zoo import Diffusion
 
@@ -36,6 +36,7 @@ def draw(
     scale: float = 3.0,
     *,
     steps: int = 25,
+    step: Step = ddim_step,
     seed: int = 0,
     batch: int = 32,
     progress: bool = True,
@@ -60,7 +61,7 @@ def draw(
         log_prob = judge.log_prob(prompts[start : start + batch])
         denoise = clamp(classifier(fast.denoiser(), log_prob, scale))
         with autocast(model.device):
-            x = sample(ddim_step, denoise, model.noise(len(own), own), path, generator=own)
+            x = sample(step, denoise, model.noise(len(own), own), path, generator=own)
         done.append(x.cpu())
     return torch.cat(done)
 

@@ -76,7 +76,8 @@ class NoisyEncoder(nn.Module):
                 f"got images of shape {tuple(x.shape)}: expected (B, 3, {size}, {size})"
             )
         emb = F.silu(self.time(network_time(x, level)))[:, None]  # (B,1,128)
-        h = v.conv1(Preprocess(self.config).normalise((x + 1) / 2))  # (B,width,rows,columns)
+        mean, std = (x.new_tensor(c)[:, None, None] for c in (self.config.mean, self.config.std))
+        h = v.conv1(((x + 1) / 2 - mean) / std)  # (B,width,rows,columns)
         grid = h.shape[2:]
         whole = v.class_embedding.to(h.dtype).expand(len(h), 1, -1)
         h = torch.cat([whole, h.flatten(2).transpose(1, 2)], dim=1)  # (B,1+patches,width)
@@ -152,7 +153,7 @@ def noisy_shapes(name_or_path: str) -> Recipe:
     generator = Generator().manual_seed(400)
     codes = shapes.random_codes(20_000, generator)
     drawn = torch.cat([shapes.render(part, 32, generator)[0] for part in codes.split(256)])
-    clean = image_features(model, drawn)
+    clean = image_features(model, Preprocess(model.config).normalise((drawn + 1) / 2))
     return Recipe(
         TrainingSet(images.to_uint8(drawn), clean, torch.zeros_like(clean[0])),
         model,

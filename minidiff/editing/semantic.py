@@ -108,11 +108,16 @@ def _of_maps(encoder: Encoder, see, summary: Callable[[Tensor], Tensor]) -> LogP
     def log_prob(x: Tensor, level: NoiseLevel) -> Tensor:
         losses = []
         for here, there in zip(encoder(x, level)[1], see(level)[1], strict=True):
-            wanted = for_batch(summary(there.float()), len(x))
-            losses.append((summary(here.float()) - wanted).square().flatten(1).mean(1))  # (B,)
+            wanted = for_batch(summary(_exact(there)), len(x))
+            losses.append((summary(_exact(here)) - wanted).square().flatten(1).mean(1))  # (B,)
         return -torch.stack(losses).sum(0)
 
     return log_prob
+
+
+def _exact(maps: Tensor) -> Tensor:
+    """In float32 at least: squares of bfloat16 maps are too coarse to be compared."""
+    return maps.to(torch.promote_types(maps.dtype, torch.float32))
 
 
 def _noised(encoder: Encoder, picture: Tensor, generator: Randomness):
