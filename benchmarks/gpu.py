@@ -94,6 +94,12 @@ def ceilings(device: torch.device, n: int) -> tuple[float, float]:
 # -------------------------------------------------------------------------------------- training
 
 
+def their_network(folder: Path) -> nn.Module:
+    from diffusers import UNet2DModel
+
+    return UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False)
+
+
 class AsOurs(nn.Module):
     """diffusers' network with the call of ours: network(x, t, condition) -> out."""
 
@@ -119,10 +125,10 @@ def our_loop(network: nn.Module, device: torch.device, batch: int) -> Callable[[
 def documented_loop(folder: Path, device: torch.device, batch: int) -> Callable[[], object]:
     """Ten steps of diffusers' unconditional training example, with Accelerator's defaults."""
     from accelerate import Accelerator
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDPMScheduler
 
     accelerator = Accelerator(cpu=device.type == "cpu")
-    network = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False)
+    network = their_network(folder)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     pictures = to_float(torch.randint(256, (4096, 3, SIZE, SIZE), dtype=torch.uint8))
     loader = torch.utils.data.DataLoader(pictures, batch_size=batch, shuffle=True, drop_last=True)
@@ -153,8 +159,6 @@ def documented_loop(folder: Path, device: torch.device, batch: int) -> Callable[
 
 
 def training(report: Report, folder: Path, device, batches: list[int], peak: float) -> None:
-    from diffusers import UNet2DModel
-
     network, _, _ = zoo.diffusers_format.read(folder)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         network(torch.zeros(1, 3, SIZE, SIZE), torch.zeros(1, dtype=torch.long))
@@ -164,7 +168,7 @@ def training(report: Report, folder: Path, device, batches: list[int], peak: flo
             "minidiff": partial(our_loop, copy.deepcopy(network).train()),
             "diffusers, every trick of ours": partial(
                 our_loop,
-                AsOurs(UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False)).train(),
+                AsOurs(their_network(folder)).train(),
             ),
             "diffusers, as documented": partial(documented_loop, folder),
         }
@@ -186,16 +190,14 @@ def training(report: Report, folder: Path, device, batches: list[int], peak: flo
 
 
 def sampling(report: Report, folder: Path, device, batches: list[int]) -> None:
-    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+    from diffusers import DDIMPipeline, DDIMScheduler
 
     model = zoo.from_diffusers(folder, device)
     graphs = replace(model, network=for_sampling(model.network, device))
     if device.type == "cuda":
         graphs.network = torch.compile(graphs.network, mode="reduce-overhead")
     scheduler = DDIMScheduler.from_pretrained(folder, clip_sample=True)
-    pipeline = DDIMPipeline(
-        UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).to(device), scheduler
-    )
+    pipeline = DDIMPipeline(their_network(folder).to(device), scheduler)
     pipeline.set_progress_bar_config(disable=True)
     for batch in batches:
         ways = {
