@@ -238,5 +238,5 @@ def diversity(x: Tensor) -> float:
 
 
 def small(picture: Image.Image) -> Image.Image:
-    """A sheet of photographs at half its size with 200 colours, to be stored in a notebook."""
-    return picture.reduce(2).quantize(200, dither=Image.Dither.NONE).convert("RGB")
+    """A sheet of photographs at half its size with 100 colours, to be stored in a notebook."""
+    return picture.reduce(2).quantize(100, dither=Image.Dither.NONE).convert("RGB")
