@@ -34,8 +34,9 @@ cards: env  ## measure the shipped models and write their cards (needs CIFAR-10 
 	for model in shapes cifar10 butterflies; do \
 	  $(PY) -m minidiff evaluate $$model --card data/$$model.md || exit 1; done
 
-notebooks: env  ## execute every lesson and write it with its outputs and its card
+notebooks: env  ## execute every lesson, write it with its outputs and card, and fill README.md
 	$(PY) -m notebooks.build run
+	$(PY) -m notebooks.readme
 
 lessons-fast: env  ## execute every cell of every lesson with tiny numbers, writing nothing
 	$(PY) -m notebooks.build fast
