@@ -23,7 +23,8 @@ def score(number, quick, seed, out, figure) -> None:
     from minidiff.scoring import run
     from minidiff.scoring.bench import GRADED, Bench
 
-    bench = Bench(run.QUICK if quick else number, GRADED if seed is None else seed)
+    n = run.QUICK if quick else number
+    bench = Bench(n, GRADED if seed is None else seed, quick=quick)
     (rows, left_out), seconds = run.timed(lambda: run.score(bench, click.echo))
     missed = run.failures(rows, firm=quick)
     click.echo(f"{len(rows)} methods in {seconds / 60:.1f} minutes; {len(missed)} checks miss")

@@ -84,7 +84,7 @@ def joint(bench: Bench, images: Tensor) -> Tensor:
 def diffedit_shapes(bench: Bench) -> Row:
     mask = found_masks(bench, None, THRESHOLD, MARGIN)
     keep, plain = mask.images, by_sdedit(bench, MATCHED)
-    sweep = {strength: decoded(bench, keep, strength) for strength in (0.4, 0.6, ENCODED)}
+    sweep = {strength: decoded(bench, keep, strength) for strength in (0.5, ENCODED)}
     arm = sweep[ENCODED]
     effect = pair("edited, all else kept", "%", *(joint(bench, a.images) for a in (arm, plain)))
     kept = pair("background PSNR", "dB", *_background(bench, arm, plain))

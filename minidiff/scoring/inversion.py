@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from minidiff import zoo
 from minidiff.data import images as real
@@ -15,73 +15,118 @@ from minidiff.editing import slerp
 from minidiff.metrics import psnr
 from minidiff.samplers import ddim_step, invert, sample
 from minidiff.scoring import measures
-from minidiff.scoring.bench import STEPS, Arm, Bench
-from minidiff.scoring.table import Row, above, below, figure, pair, written
+from minidiff.scoring.bench import Arm, Bench
+from minidiff.scoring.table import Check, Row, above, below, figure, pair, written
 
 SHIFT = 20  # levels by which the broken inversion mistakes the time
-SWEEP = (50, 100, 200)
+STEPS, QUICK = (50, 200), (25, 50)
+ENOUGH = {50: 26, 200: 32}  # dB, of DDIM's table 2
+HALFWAY = 50  # steps of interpolation
 
 
 def round_trip(bench: Bench) -> Row:
-    return _round_trip(bench, "DDIM inversion", bench.model, bench.images[: bench.few])
+    """Shapes; the control is inversion that tells the network a wrong time."""
+    pictures, null = bench.images[: min(bench.few, 16)], _null(bench.model)
+    steps = QUICK if bench.quick else STEPS
+    arms = _trips(bench, bench.model, pictures, null, steps)
+    broken = _trips(bench, bench.model, pictures, _null(bench.model, SHIFT), steps)
+    gains = [found[-1] - found[0] for found in (_psnrs(arms, pictures), _psnrs(broken, pictures))]
+    gain = pair("", "dB", *gains)
+    more = f"{steps[-1] // steps[0]} times the steps gain"
+    notes = [f"{more} {written(gain.method, 'dB')}, the control {written(gain.control, 'dB')}"]
+    return _row(
+        *(bench, "DDIM inversion", steps, arms, pictures, broken[-1]),
+        f"the network is told a time {SHIFT} levels late on the way up",
+        above(f"{more}, more than the control's", gain.difference, 0, "dB", firm=True),
+        notes,
+    )
 
 
 def cifar10(bench: Bench) -> Row:
-    if not (data_root() / "cifar-10-batches-py").is_dir():
-        raise FileNotFoundError("DDIM inversion of CIFAR-10: there is no CIFAR-10 in MINIDIFF_DATA")
-    pictures = real.to_float(real.cifar10(train=False).images[: bench.few])
-    return _round_trip(bench, "DDIM inversion, CIFAR-10", zoo.load("cifar10"), pictures)
+    if bench.quick or not (data_root() / "cifar-10-batches-py").is_dir():
+        raise FileNotFoundError("DDIM inversion of CIFAR-10: no CIFAR-10 in MINIDIFF_DATA")
+    pictures = real.to_float(real.cifar10(train=False).images[:12])
+    return _of_photographs(bench, "DDIM inversion, CIFAR-10", zoo.load("cifar10"), pictures)
 
 
 def butterflies(bench: Bench) -> Row:
-    if not (data_root() / "butterflies").is_dir():
-        raise FileNotFoundError("DDIM inversion of butterflies: there are none in MINIDIFF_DATA")
+    if bench.quick or not (data_root() / "butterflies").is_dir():
+        raise FileNotFoundError("DDIM inversion of butterflies: none in MINIDIFF_DATA")
     model = zoo.load("butterflies")
-    pictures = real.to_float(real.butterflies(model.size).images)
-    pictures = pictures[9::10][:8]  # held out of training
-    return _round_trip(bench, "DDIM inversion, butterflies", model, pictures)
+    pictures = real.to_float(real.butterflies(model.size).images)[9::10]  # held out of training
+    return _of_photographs(bench, "DDIM inversion, butterflies", model, pictures[:4])
 
 
-def _round_trip(bench: Bench, name: str, model: zoo.Diffusion, pictures: Tensor) -> Row:
-    """Up the path and down again, against inversion that tells the network a wrong time."""
+def _of_photographs(bench: Bench, name: str, model: zoo.Diffusion, pictures: Tensor) -> Row:
+    """The control starts from noise that has nothing to do with the picture."""
+    arms = _trips(bench, model, pictures, _null(model), STEPS)
 
-    def there_and_back(steps: int, up: Denoiser, down: Denoiser) -> Arm:
-        def draw(rows: slice, generators) -> Tensor:
+    def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
+        x = model.noise(len(generators), generators)
+        path = model.schedule.path(STEPS[0])
+        return torch.stack([sample(ddim_step, _null(model), x, path), x], dim=1)
+
+    other = bench.arm(draw, n=len(pictures), exact=True)
+    found = figure(_psnrs([arms[-1]], pictures)[0] - _psnrs([other], pictures)[0])
+    check = above("PSNR, difference", found, 10, "dB", firm=True)
+    return _row(bench, name, STEPS, arms, pictures, other, "any other noise", check, [])
+
+
+def _trips(
+    bench: Bench, model: zoo.Diffusion, pictures: Tensor, up: Denoiser, sweep: Sequence[int]
+) -> list[Arm]:
+    """Up each path and down again: pictures and noises (n,2,3,H,W)."""
+    down = _null(model)
+
+    def trip(steps: int) -> Arm:
+        def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
             path = model.schedule.path(steps)
             noise = invert(up, pictures[rows], path)
             return torch.stack([sample(ddim_step, down, noise, path), noise], dim=1)
 
-        return bench.arm(draw, n=len(pictures), exact=True, batch=8 if model.size > 32 else 32)
+        return bench.arm(draw, n=len(pictures), exact=True, batch=8)
 
-    plain, late = _null(model), _null(model, SHIFT)
-    arms = [there_and_back(steps, plain, plain) for steps in SWEEP]
-    broken = [there_and_back(steps, late, plain) for steps in (SWEEP[0], SWEEP[-1])]
-    found = [psnr(pictures, arm.images[:, 0]) for arm in arms]
-    wrong = [psnr(pictures, arm.images[:, 0]) for arm in broken]
-    effect = pair("PSNR", "dB", found[-1], wrong[-1])
-    gain = pair("", "dB", found[-1] - found[0], wrong[-1] - wrong[0])
-    spreads = [arm.images[:, 1].std().item() for arm in arms]
-    bounds = " / ".join(map(str, SWEEP))
-    levels = " / ".join(f"{figure(f, torch.median).value:.1f}" for f in found)
-    noises = " / ".join(f"{s:.2f}" for s in spreads)
+    return [trip(steps) for steps in sweep]
+
+
+def _psnrs(arms: Sequence[Arm], pictures: Tensor) -> list[Tensor]:
+    return [psnr(pictures, arm.images[:, 0]) for arm in arms]
+
+
+def _row(
+    bench: Bench,
+    name: str,
+    sweep: Sequence[int],
+    arms: Sequence[Arm],
+    pictures: Tensor,
+    control: Arm,
+    what: str,
+    check: Check,
+    notes: Sequence[str],
+) -> Row:
+    found = _psnrs(arms, pictures)
+    effect = pair("PSNR", "dB", found[-1], _psnrs([control], pictures)[0])
+    medians = {s: figure(f, torch.median) for s, f in zip(sweep, found, strict=True)}
+    widths = ", ".join(
+        f"{arm.images[:, 1].std().item():.2f} at {s} steps"
+        for s, arm in zip(sweep, arms, strict=True)
+    )
     return Row(
-        *(name, f"{SWEEP[-1]} steps up, {SWEEP[-1]} down, no guidance, float32"),
-        *(f"the network is told a time {SHIFT} levels late on the way up", len(pictures)),
-        *(effect, 2 * SWEEP[-1], arms[-1].seconds),
+        *(name, f"{sweep[-1]} steps up, {sweep[-1]} down, no prompt, float32", what),
+        *(len(pictures), effect, 2 * sweep[-1], arms[-1].seconds),
         [
-            above(f"median PSNR, {SWEEP[0]} steps", figure(found[0], torch.median), 26, "dB"),
-            above(f"median PSNR, {SWEEP[-1]} steps", figure(found[-1], torch.median), 32, "dB"),
-            above("four times the steps gain, more than the control's", gain.difference, 0, "dB"),
+            *(
+                above(f"median PSNR, {s} steps", m, ENOUGH[s], "dB")
+                for s, m in medians.items()
+                if s in ENOUGH
+            ),
+            check,
         ],
-        notes=[
-            f"median PSNR at {bounds} steps: {levels} dB; standard deviation of noises: {noises}",
-            f"four times the steps gain {written(gain.method, 'dB')}, the control "
-            f"{written(gain.control, 'dB')}",
-        ],
+        notes=[*notes, f"standard deviation of the noises found: {widths}"],
         pictures={
             "image": pictures[:4],
-            "there and back": arms[0].images[:4, 0],
-            "late by 20": broken[0].images[:4, 0],
+            "there and back": arms[-1].images[:4, 0],
+            what: control.images[:4, 0],
         },
     )
 
@@ -104,7 +149,7 @@ def interpolation(bench: Bench) -> Row:
     def between(mean) -> Arm:
         def draw(rows: slice, generators: Sequence) -> Tensor:
             first, second = (bench.model.noise(len(generators), generators) for _ in range(2))
-            path = bench.schedule.path(2 * STEPS)
+            path = bench.schedule.path(HALFWAY)
             return sample(
                 ddim_step, bench.guided(bench.prompts, 1)(rows), mean(first, second), path
             )
@@ -115,7 +160,7 @@ def interpolation(bench: Bench) -> Row:
     effect = pair("valid", "%", *(measures.valid(a.images) for a in (round_, straight)))
     misfits = pair("misfit", "", *(measures.misfit(a.images) for a in (round_, straight)))
     return Row(
-        *("Interpolation", f"slerp halfway between two noises, {2 * STEPS} steps"),
+        *("Interpolation", f"slerp halfway between two noises, {HALFWAY} steps"),
         *("the straight line's middle", bench.n, effect, round_.calls, round_.seconds),
         [
             above("valid, difference", effect.difference, 0, "%", firm=True),
