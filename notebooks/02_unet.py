@@ -565,10 +565,11 @@ small = costs(MyUNet(), torch.zeros(1, 3, 16, 16), torch.zeros(1))
 bars({"ours, 16 pixels": small, "DDPM on CIFAR-10, 32 pixels": big})
 
 # %% [markdown]
-# Parameters and work are not in the same place. Parameters sit where the network is wide, at the
-# bottom and on the way up, whose blocks also take in the skips. The work is spread more evenly, since
-# at full resolution there are four times as many pixels for each of a level below. Twice the
-# side of the picture costs four times the operations, and not one parameter more.
+# Parameters and work are not in the same place. In DDPM's network some sixty per cent of the parameters
+# sit at 8 x 8 pixels and below (`down 2` to `up 2`), where it is wide and pixels are few. Some sixty per
+# cent of the operations are done in `up 1` and `up 0`, where blocks take in the skips and there are
+# many pixels. Twice the side of the picture costs at least four times the operations, and not one parameter
+# more.
 #
 # Last, is this the network that others use? `minidiff.to_diffusers` writes a model as a folder that
 # Hugging Face's library reads. If that is installed, its answer must be ours.
