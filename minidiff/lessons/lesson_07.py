@@ -1,0 +1,163 @@
+"""Lesson 07, CLIP: checks of its exercises, and its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from matplotlib import pyplot as plt
+from torch import Tensor
+from torch.nn import functional as F
+
+from minidiff.clip import CLIPConfig, Preprocess
+from minidiff.lessons import exercise, expect, require
+
+
+def _normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ----------------------------------------------------------------------------------------- checks
+
+
+@exercise
+def check_merge(answer: Callable) -> str:
+    """answer(parts, pair) -> parts with every such pair made one, from the left."""
+    parts = ["r", "e", "d", "r", "e", "d", "d", "e"]
+    found = answer(list(parts), ("e", "d"))
+    require(isinstance(found, list), f"expected a list of symbols, got a {type(found).__name__}")
+    require(
+        "".join(found) == "".join(parts),
+        f"the symbols spell {''.join(found)!r}, they were {''.join(parts)!r}: nothing may be lost",
+    )
+    require(
+        found != ["r", "ed", "r", "e", "d", "d", "e"],
+        "only the first pair was merged: a merge applies wherever the pair stands",
+    )
+    require(
+        found != ["r", "ed", "r", "ed", "de"],
+        "e after d was merged too: the order within a pair counts",
+    )
+    require(
+        found == ["r", "ed", "r", "ed", "d", "e"],
+        f"{' '.join(parts)} became {' '.join(found)}: expected r ed r ed d e",
+    )
+    require(
+        answer(["o", "o", "o"], ("o", "o")) == ["oo", "o"],
+        "o o o must become oo o: pairs are taken from the left and do not overlap",
+    )
+    require(answer(["a"], ("a", "b")) == ["a"], "a single symbol has no pair, and stays")
+    return "every pair, from the left, none twice"
+
+
+@exercise
+def check_loss(answer: Callable) -> str:
+    """answer(images, texts, scale) -> the symmetric contrastive loss of features (B,D)."""
+    images, texts, scale = 3 * _normal(6, 5), 2 * _normal(6, 5, seed=1), torch.tensor(4.0)
+    right = torch.arange(6)
+    cosines = F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
+    by_row, by_column = (F.cross_entropy(4 * c, right) for c in (cosines, cosines.T))
+    raw = 4 * images @ texts.T
+    cold = F.cross_entropy(cosines, right) + F.cross_entropy(cosines.T, right)
+    expect(
+        answer(images, texts, scale),
+        (by_row + by_column) / 2,
+        "cross-entropy over each row and over each column of scale * cosines, halved",
+        known=[
+            (by_row, "only images look for their texts: texts look for their images too"),
+            (by_column, "only texts look for their images: images look for their texts too"),
+            (by_row + by_column, "the two losses are added: CLIP takes their mean"),
+            (
+                (F.cross_entropy(raw, right) + F.cross_entropy(raw.T, right)) / 2,
+                "the features are not normalised: the product of unit vectors is a cosine",
+            ),
+            (cold / 2, "the scale is missing: cosines alone differ too little for a softmax"),
+            (
+                (F.cross_entropy(cosines / 4, right) + F.cross_entropy(cosines.T / 4, right)) / 2,
+                "the cosines are divided by the scale: it multiplies them (1/temperature)",
+            ),
+            (
+                (F.cross_entropy(4 * cosines, right, reduction="sum") + 6 * by_column) / 2,
+                "the losses are summed over the batch: take means",
+            ),
+            (1 - cosines.diagonal().mean(), "that only attracts: the wrong pairs are not used"),
+        ],
+    )
+    require(
+        abs(answer(torch.ones(6, 5), torch.ones(6, 5), scale) - torch.tensor(6.0).log()) < 1e-4,
+        "of equal features the loss must be ln(B): nothing can be told apart",
+    )
+    return "each image finds its text, and each text its image"
+
+
+@exercise
+def check_prepare(answer: Callable) -> str:
+    """answer(images, preprocess) -> what the encoder wants of images in [-1, 1]."""
+    preprocess = Preprocess(CLIPConfig())
+    images = _normal(2, 3, 8, 8).clamp(-1, 1)
+    mean, std = (torch.tensor(x).double()[:, None, None] for x in _PUBLISHED)
+    expect(
+        answer(images.clone(), preprocess),
+        ((images + 1) / 2 - mean) / std,
+        "bring [-1, 1] to [0, 1], then normalise",
+        known=[
+            (
+                (images - mean) / std,
+                "images in [-1, 1] are fed where [0, 1] is due: CLIP sees everything too dark and "
+                "too hard. A course shipped this, and CLIP still answers, only worse",
+            ),
+            ((images + 1) / 2, "the range is right, but red, green and blue are not normalised"),
+            (
+                (127.5 * (images + 1) - mean) / std,
+                "images in 0..255 are fed where [0, 1] is due",
+            ),
+            (((images + 1) / 2).clamp(0, 1), "the images are not normalised"),
+        ],
+    )
+    return "from [-1, 1] to [0, 1], then normalised"
+
+
+_PUBLISHED = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+# ---------------------------------------------------------------------------------------- pictures
+
+
+def similarity(cosines: Tensor, texts: Sequence[str]) -> plt.Figure:
+    """Cosines (N,N) of images (rows) and texts (columns) as shades, the texts written below."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.6))
+    shown = axis.imshow(cosines, cmap="viridis", vmin=-0.4, vmax=1)
+    axis.set_xticks(range(len(texts)), texts, rotation=35, ha="right", fontsize=8)
+    axis.set(yticks=range(len(cosines)), ylabel="image")
+    figure.colorbar(shown, label="cosine")
+    plt.close(figure)
+    return figure
+
+
+def losses(lines: Mapping[str, Sequence[float]], floor: float, name: str) -> plt.Figure:
+    """Losses against the step, beside one level that means something."""
+    figure, axis = plt.subplots(figsize=(6.4, 2.8))
+    for label, values in lines.items():
+        axis.plot(values, label=label)
+    axis.axhline(floor, color="0.6", ls="--", lw=1)
+    axis.annotate(name, (0, floor), xytext=(2, 4), textcoords="offset points", color="0.4")
+    axis.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    axis.legend(fontsize=9)
+    plt.close(figure)
+    return figure
+
+
+def bars(scores: Sequence[tuple[str, float]], title: str) -> plt.Figure:
+    """Named values as horizontal bars, the largest on top."""
+    names, values = zip(*scores, strict=True)
+    figure, axis = plt.subplots(figsize=(5.2, 0.3 * len(names) + 0.8))
+    axis.barh(names, values)
+    axis.invert_yaxis()
+    axis.set(title=title)
+    plt.close(figure)
+    return figure
+
+
+def matrix(cosines: Tensor) -> Tensor:
+    """Cosines (N,N) as a picture (1,3,N,N): white at 1, black at -0.5 and below."""
+    return (cosines.clamp(-0.5, 1) * 4 / 3 - 1 / 3)[None, None].expand(1, 3, -1, -1)
