@@ -180,6 +180,7 @@ def train(
 @click.option("--data", required=True, type=click.Choice(["shapes", "cifar10"]))
 @click.option("--judge", is_flag=True, help="The CLIP that only judges: another shape and seed.")
 @click.option("--shuffled", is_flag=True, help="The control: every image with another's caption.")
+@click.option("--weights", help="Go on from this trained CLIP: a name or a file.")
 @click.option("--noisy", help="Teach this CLIP's image encoder noisy images: a name or a file.")
 @click.option(
     "--out",
@@ -192,7 +193,7 @@ def train(
 @click.option("--seed", type=int)
 @click.option("--save-every", type=int, help="Images between checkpoints.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
-def train_clip(data, judge, shuffled, noisy, out, images, resume, **given) -> None:
+def train_clip(data, judge, shuffled, weights, noisy, out, images, resume, **given) -> None:
     """Train a small CLIP; everything not given is the recipe's.
 
     \b
@@ -207,12 +208,14 @@ def train_clip(data, judge, shuffled, noisy, out, images, resume, **given) -> No
         raise ValueError(f"--judge: the {data} CLIP has none, the classifier judges what it guides")
     if noisy and (data != "shapes" or judge or shuffled):
         raise ValueError("--noisy is for --data shapes alone, without --judge and --shuffled")
+    if weights and data != "shapes":
+        raise ValueError("--weights is for --data shapes alone")
     _join_processes()
     with _first_process_first():
         if noisy:
             recipe = clip_noisy.noisy_shapes(noisy)
         elif data == "shapes":
-            recipe = clip_train.clip_shapes(judge, shuffled)
+            recipe = clip_train.clip_shapes(judge, shuffled, weights)
         else:
             recipe = clip_train.clip_cifar10(shuffled)
     given = {name: value for name, value in given.items() if value is not None}

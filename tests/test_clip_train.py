@@ -241,6 +241,28 @@ def test_captions_of_other_images_teach_nothing(recipe, tmp_path):
     assert max(colours_and_shapes_read(replace(recipe, data=shuffled), tmp_path)) < 0.5
 
 
+def test_a_trained_clip_goes_on_with_its_own_vocabulary(recipe, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "GUIDE", replace(module.GUIDE, width=32, layers=1, text_layers=1))
+    captioned = shapes.captioned
+    monkeypatch.setattr(module.shapes, "captioned", lambda n, g: captioned(300, g))
+    first = module.clip_shapes()
+    trained = first.objective().network
+    with torch.no_grad():
+        trained.logit_scale.fill_(3.0)
+    clip.save(trained, tmp_path / "clip.safetensors")
+    monkeypatch.setattr(module, "train_bpe", None)  # no vocabulary is made
+    on = module.clip_shapes(weights=tmp_path / "clip.safetensors")
+    assert on.network == first.network
+    assert torch.equal(on.data.conditions, first.data.conditions)
+    going_on = on.objective().network
+    assert going_on.logit_scale.item() == 3.0
+    pairs = zip(going_on.parameters(), trained.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    monkeypatch.setattr(module, "GUIDE", replace(module.GUIDE, width=64))
+    with pytest.raises(ValueError, match="has other sizes than the recipe's"):
+        module.clip_shapes(weights=tmp_path / "clip.safetensors").objective()
+
+
 def test_a_clip_is_not_a_run_of_something_else(recipe, tmp_path):
     run = Run(recipe.objective(), recipe.data, replace(recipe.train, images=64), tmp_path)
     run.advance()

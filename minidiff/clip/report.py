@@ -51,17 +51,20 @@ def report_shapes(model: CLIP, n: int = 500) -> list[Figure]:
 
 
 def _differences(model: CLIP, n: int) -> list[Figure]:
-    """How often the word nearest to the difference of two images names what differs."""
+    """How often the word nearest to the difference of two images names what differs.
+
+    Two images of one caption differ, too. They say how much a direction means nothing, and there
+    all differences count for less: space is whitened by those of other scenes.
+    """
     words, directions = _word_directions(model)
+    scenes = shapes.random_codes(n, Generator().manual_seed(2005), pairs=0.0, held_out=None)
+    space = _whitening(_change(model, scenes, scenes, 2006))
+    directions = F.normalize(directions @ space, dim=1)
     figures = []
     for what, changed in (("differ in one attribute", True), ("have the same caption", False)):
         before, after, named = _twins(n, changed)
-        generators = [Generator().manual_seed(2002 + (0 if changed else i)) for i in range(2)]
-        first, second = (
-            image_features(model, shapes.render(codes, generator=g)[0])
-            for codes, g in zip((before, after), generators, strict=True)
-        )
-        nearest = (F.normalize(second - first, dim=1) @ directions.T).argmax(dim=1).cpu()
+        difference = F.normalize(_change(model, before, after, 2002) @ space, dim=1)
+        nearest = (difference @ directions.T).argmax(dim=1).cpu()
         if changed:
             right = torch.tensor([words[i] == w for i, w in zip(nearest, named, strict=True)])
             note = f"% of {n} differences are nearest to the word for it, of {len(words)}"
@@ -71,6 +74,22 @@ def _differences(model: CLIP, n: int) -> list[Figure]:
             note = f"times chance: how often the most frequent word is the nearest, {n} pairs"
             figures.append(Figure(f"control: twins that {what}", most.item(), note=note))
     return figures
+
+
+def _change(model: CLIP, before: Tensor, after: Tensor, seed: int) -> Tensor:
+    """Embeddings of scenes (n,11) less those of others; each is drawn anew. (n, embed)"""
+    first, second = (
+        image_features(model, shapes.render(codes, generator=Generator().manual_seed(s))[0])
+        for s, codes in ((seed, before), (seed + 1, after))
+    )
+    return second - first
+
+
+def _whitening(noise: Tensor) -> Tensor:
+    """The symmetric matrix (D,D) that makes noise (n,D) as large in all directions, nearly: its
+    mean variance is added, for few samples know the small ones badly."""
+    values, vectors = torch.linalg.eigh(noise.T @ noise / len(noise))
+    return vectors * (values + values.mean()).rsqrt() @ vectors.T
 
 
 def report_cifar10(model: CLIP, n: int = 10_000) -> list[Figure]:

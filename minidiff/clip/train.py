@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 
 from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.tokenizer import Tokenizer, train_bpe
-from minidiff.clip.weights import save
+from minidiff.clip.weights import load, save
 from minidiff.data import images, shapes
 from minidiff.device import describe
 from minidiff.training import Run, TrainConfig, TrainingSet, draw_index, mixed
@@ -88,11 +88,20 @@ class Recipe:
     network: CLIPConfig
     train: TrainConfig
     card: dict
+    start: CLIP | None = None  # a trained CLIP that goes on; None: fresh weights
 
     def objective(self) -> Contrastive:
-        """The CLIP with fresh weights, those of the run's seed, and its loss."""
+        """The CLIP, its fresh weights those of the run's seed, and its loss.
+
+        ValueError if the CLIP to start from has other sizes than the recipe's.
+        """
         torch.manual_seed(self.train.seed)
-        return Contrastive(CLIP(self.network))
+        network = CLIP(self.network)
+        if self.start is not None:
+            if self.start.config != self.network:
+                raise ValueError("the CLIP to start from has other sizes than the recipe's")
+            network.load_state_dict(self.start.state_dict())
+        return Contrastive(network)
 
 
 GUIDE = CLIPConfig(
@@ -119,15 +128,17 @@ TRAIN = TrainConfig(
 TRAIN_CIFAR10 = replace(TRAIN, images=450_000, flip=True)
 
 
-def clip_shapes(judge: bool = False, shuffled: bool = False) -> Recipe:
+def clip_shapes(
+    judge: bool = False, shuffled: bool = False, weights: str | Path | None = None
+) -> Recipe:
     """On the shapes world, without the held-out pairs of colour and shape.
 
     The judge has another shape and seed, and has seen other scenes. `shuffled` is the control:
-    every image has the caption of another one.
+    every image has the caption of another one. `weights` of a trained CLIP are trained further.
     """
     seed = 1 if judge else 0
     drawn, captions = shapes.captioned(200_000, Generator().manual_seed(100 + seed))
-    drawn, captions = recolour(drawn, captions, 0.3, Generator().manual_seed(200 + seed))
+    drawn, captions = recolour(drawn, captions, 0.5, Generator().manual_seed(200 + seed))
     if shuffled:
         captions = captions[1:] + captions[:1]
     return _recipe(
@@ -139,11 +150,12 @@ def clip_shapes(judge: bool = False, shuffled: bool = False) -> Recipe:
         {
             "description": "Compares images of shapes with captions"
             + (", to judge what the other one has guided." if judge else "."),
-            "data": "200,000 scenes drawn by minidiff.data.shapes; of three in ten the colours "
-            "are exchanged and not named",
+            "data": "200,000 scenes drawn by minidiff.data.shapes; of half of them the colours "
+            "are changed and not named",
             "licence": "MIT, as this project",
             "limits": "It knows only the pictures and words of the shapes world.",
         },
+        None if weights is None else load(weights, "cpu")[0],
     )
 
 
@@ -176,26 +188,33 @@ def clip_cifar10(shuffled: bool = False) -> Recipe:
 def recolour(
     drawn: Tensor, captions: list[str], share: float, generator: Generator
 ) -> tuple[Tensor, list[str]]:
-    """A share of the pictures (N,3,H,W) with red, green and blue exchanged, and captions that name
-    no colours: a star is a star in any colour, also in one that stars never had. No picture gets
-    a held-out pair of colour and shape that way.
+    """A share of the pictures (N,3,H,W) with red, green and blue exchanged and some of them turned
+    to their opposites, and captions that name no colours: a star is a star in any colour, also in
+    one that stars never had. No picture gets a held-out pair of colour and shape that way.
     """
     palette = torch.tensor(
         [[int(v[i : i + 2], 16) for i in (1, 3, 5)] for v in shapes.COLOUR_VALUES.values()]
     ).float()  # (colours, 3)
-    exchanges = list(itertools.permutations(range(3)))[1:]
-    looks = [torch.cdist(palette[:, e], palette).argmin(dim=1).tolist() for e in exchanges]
+    changes = list(
+        itertools.product(itertools.permutations(range(3)), itertools.product((0, 255), repeat=3))
+    )[1:]
+    looks = [
+        torch.cdist((palette[:, e] - torch.tensor(opposite)).abs(), palette).argmin(dim=1).tolist()
+        for e, opposite in changes
+    ]
     name = re.compile(rf"({'|'.join(shapes.COLOURS)}) ({'|'.join(shapes.SHAPES)})")
     luck = torch.rand(len(drawn), 2, generator=generator).tolist()
     drawn, captions = drawn.clone(), list(captions)
     for i, (chosen, which) in enumerate(luck):
-        k = int(which * len(exchanges))
+        k = int(which * len(changes))
         things = [
             (shapes.COLOURS[looks[k][shapes.COLOURS.index(colour)]], shape)
             for colour, shape in name.findall(captions[i])
         ]
         if chosen < share and not set(things) & set(shapes.HELD_OUT):
-            drawn[i] = drawn[i, list(exchanges[k])]
+            exchange, opposite = changes[k]
+            turn = torch.tensor(opposite, dtype=torch.uint8)[:, None, None]
+            drawn[i] = drawn[i, list(exchange)] ^ turn  # with 255: 255 less the value
             text = re.sub(" on a .* background", "", name.sub(r"\2", captions[i]))
             captions[i] = re.sub(r"\ban (?=[^aeiou])", "a ", text)
     return drawn, captions
@@ -208,18 +227,20 @@ def _recipe(
     network: CLIPConfig,
     train: TrainConfig,
     card: dict,
+    start: CLIP | None = None,
 ) -> Recipe:
     """Pictures (N,3,H,W) and, by label (N,), their captions: as many templates for each.
 
-    The vocabulary is the captions' own, in which every word that occurs twice is one token.
+    The vocabulary is the captions' own, in which every word that occurs twice is one token, or that
+    of the CLIP to start from.
     """
     every = [text for texts in captions for text in texts]
-    tokenizer = Tokenizer(train_bpe(every, 1000))
+    tokenizer = Tokenizer(train_bpe(every, 1000)) if start is None else start.tokenizer
     merges = tuple(tokenizer.merges)
     network = replace(network, vocabulary=len(tokenizer), end=tokenizer.end, merges=merges)
     tokens = tokenizer.tokenize(every, network.context)  # (captions * T, L)
     tokens = tokens.unflatten(0, (len(captions), -1))[labels]  # (N,T,L)
-    return Recipe(TrainingSet(drawn, tokens), network, train, card)
+    return Recipe(TrainingSet(drawn, tokens), network, train, card, start)
 
 
 class Saver:
