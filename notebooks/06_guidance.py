@@ -38,17 +38,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from minidiff import (
-    Prediction,
-    as_denoiser,
-    guidance,
-    load,
-    noisy_classifier,
-    plot,
-    sample,
-    samplers,
-    trajectory,
-)
+from minidiff import Prediction, as_denoiser, guidance, load, noisy_classifier, plot, samplers
 from minidiff.classifier import load_classifier
 from minidiff.data import shapes
 from minidiff.lessons import lesson_06 as lesson
@@ -56,12 +46,11 @@ from minidiff.lessons import mixture
 from minidiff.metrics import wilson
 
 cifar, words, judge = load("cifar10"), load("shapes"), load_classifier()
-STEPS = LESSON.choose(4, 20, 50)
 
 
 def draw(model, denoise, z, threshold=guidance.clamp):
     path = model.schedule.path(LESSON.choose(4, 20, 50))
-    return sample(samplers.ddim_step, threshold(denoise), z, path)
+    return samplers.sample(samplers.ddim_step, threshold(denoise), z, path).float()
 
 
 # %% [markdown]
@@ -75,12 +64,9 @@ n = LESSON.choose(10, 40, 400)
 labels = [i % 10 for i in range(n)]
 z = cifar.noise(n, LESSON.generator(60))
 drawn = {1: draw(cifar, cifar.denoiser(labels), z)}
-first = {
-    "no label": draw(cifar, cifar.denoiser(None), z[:10]),
-    "label": drawn[1][:10],
-    "label,\nscale 4": draw(cifar, cifar.denoiser(labels[:10], 4), z[:10]),
-}
-plot.rows(list(first.items()), column_labels=cifar.encoder.names).reduce(2)
+first = [("no label", draw(cifar, cifar.denoiser(None), z[:10])), ("label", drawn[1][:10])]
+first += [("label,\nscale 4", draw(cifar, cifar.denoiser(labels[:10], 4), z[:10]))]
+plot.rows(first, column_labels=cifar.encoder.names).reduce(2)
 
 # %% [markdown]
 # Downwards the same composition turns into the thing that was asked for, and its colours grow
@@ -101,7 +87,7 @@ plot.rows(list(first.items()), column_labels=cifar.encoder.names).reduce(2)
 
 # %%
 def recognised(x):
-    says = judge(x.float().clamp(-1, 1)).argmax(1).cpu()
+    says = judge(x.clamp(-1, 1)).argmax(1).cpu()
     right = (says == torch.tensor(labels[: len(x)])).sum().item()
     return right / len(x), *wilson(right, len(x))
 
@@ -125,7 +111,8 @@ assert high < 0.93 or LESSON.fast
 # $\varnothing$.
 
 # %%
-network, t, y = cifar.network, torch.tensor([500]), torch.tensor([7])
+network, y = cifar.network, cifar.condition(["horse"])
+t = torch.full_like(y, 500)
 with torch.no_grad():
     e = F.silu(network.time(t) + network.labels(y))
     _, embedded = network.embed(z[:1], t, y)
@@ -166,9 +153,8 @@ def cross_attention(q, k, v):
     return A @ v
 
 
-q, k, v = (torch.randn(rows, 24, generator=LESSON.generator(rows)) for rows in (256, 16, 17))
-theirs = F.scaled_dot_product_attention(q, k, v[:16])
-error = (cross_attention(q, k, v[:16]) - theirs).abs().max()
+q, k, v = torch.randn(3, 16, 24, generator=LESSON.generator(0))
+error = (cross_attention(q, k, v) - F.scaled_dot_product_attention(q, k, v)).abs().max()
 print(f"against PyTorch's own: {error:.0e}")
 assert error < 1e-5
 
@@ -188,10 +174,10 @@ def tap(level, site, value):
 
 x = draw(words, words.denoiser(caption, tap=tap), words.noise(1, LESSON.generator(8)))
 A = torch.stack(kept).mean(0)
-assert torch.allclose(A.sum(2), torch.ones(1, 256), atol=0.01)  # every pixel shares out 1
+assert torch.allclose(A.sum(2), torch.ones_like(A[:, :, 0]), atol=0.01)  # every pixel shares out 1
 maps = A[0].T.reshape(-1, 16, 16)[: len(caption.split())]
-over = plot.heatmap_over(x.float().expand(len(maps), -1, -1, -1), maps)
-plot.grid(torch.cat([x.float(), over]), ["picture", *caption.split()], columns=9).reduce(2)
+over = torch.cat([x, plot.heatmap_over(x.expand(len(maps), -1, -1, -1), maps)])
+plot.grid(over, ["picture", *caption.split()], columns=9).reduce(2)
 
 # %% [markdown]
 # Each map is scaled to its own maximum. The words for the two things light up where those things
@@ -229,6 +215,10 @@ lesson.check_drop(my_drop)
 #     return torch.where(luck < p, null, labels)
 # ```
 # </details>
+#
+# What happens otherwise? Train three tiny networks on lesson 4's four Gaussians. Label 0 is the
+# left pair, label 1 the right pair. The exact answer is known, with and without the label, so we
+# can tell how wrong each of the two predictions is.
 
 
 # %%
@@ -237,34 +227,13 @@ def drop(labels, null, p, generator):
     return torch.where(luck < p, null, labels)
 
 
-rate = (drop(torch.zeros(20_000), 1, 0.1, LESSON.generator(0)) == 1).float().mean()
-print(f"dropped: {rate:.1%}")
-assert abs(rate - 0.1) < 0.01
-
-# %% [markdown]
-# What happens otherwise? Train three tiny networks on lesson 4's four Gaussians. Label 0 is the
-# left pair, label 1 the right pair. The exact answer is known, with and without the label, so we
-# can tell how wrong each of the two predictions is.
-
-# %%
 LEFT = torch.tensor([0, 0.6, 0.4, 0], dtype=torch.float64)  # the weights of label 0
 exact_u = mixture.denoise
 exact_c = partial(mixture.denoise, weights=LEFT)
 networks = {p: lesson.train_points(drop, p, LESSON.choose(40, 800, 800)) for p in (0, 0.1, 0.9)}
-where = lesson.SCHEDULE.level(400)
-noise = mixture.noise(2000, LESSON.generator(2))
-x = where.alpha * mixture.points(2000, LESSON.generator(1)) + where.sigma * noise
-left = x[x[:, 0, 0, 0] < -0.3]
-errors = {}
+errors, where = {}, lesson.SCHEDULE.level(400)
 for p, net in networks.items():
-    pairs = ((0, exact_c, left), (2, exact_u, x))
-    errors[p] = [
-        (as_denoiser(net, torch.full((len(at),), y))(at.float(), where).eps - exact(at, where).eps)
-        .square()
-        .mean()
-        .item()
-        for y, exact, at in pairs
-    ]
+    errors[p] = lesson.errors(net, exact_c, exact_u, where)
     print(f"p = {p:<3}  error with the label {errors[p][0]:.4f}, without {errors[p][1]:.4f}")
 assert LESSON.fast or errors[0][1] > 5 * errors[0.1][1]
 
@@ -313,11 +282,11 @@ def guide(cond, uncond, scale):
     return denoise
 
 
-c, u, w = exact_c(x, where).eps, exact_u(x, where).eps, 2.0
-paper = (1 + w) * c - w * u
-print(f"s = w + 1: {(guide(exact_c, exact_u, w + 1)(x, where).eps - paper).abs().max():.0e}")
-assert torch.allclose(guide(exact_c, exact_u, w + 1)(x, where).eps, paper)
+x, w = mixture.points(500, LESSON.generator(1)), 2.0
+c, u = exact_c(x, where).eps, exact_u(x, where).eps
+assert torch.allclose(guide(exact_c, exact_u, w + 1)(x, where).eps, (1 + w) * c - w * u)
 assert torch.equal(guide(exact_c, exact_u, 0.0)(x, where).eps, u)
+print("scale 3 is the paper's w = 2; scale 0 is the null, bit for bit")
 
 # %% [markdown]
 # ## Run: when does guidance act?
@@ -325,28 +294,18 @@ assert torch.equal(guide(exact_c, exact_u, 0.0)(x, where).eps, u)
 # The same noise with scale 1 and 4: what each walk believes the finished picture to be.
 
 # %%
-runs = {}
+runs, path = {}, cifar.schedule.path(LESSON.choose(4, 20, 50))
 for scale in (1, 4):
     denoise = guidance.clamp(cifar.denoiser(labels[6:10], scale))
-    path = cifar.schedule.path(STEPS)
-    runs[scale] = list(trajectory(samplers.ddim_step, denoise, z[6:10], path))
-strip = [
-    (f"scale {scale}", torch.cat([frame.prediction.x0[1:2].detach() for frame in run[::3]]))
-    for scale, run in runs.items()
-]
-times = [f"t = {frame.level.t}" for frame in runs[1][::3]]
-plot.rows(strip, column_labels=times).reduce(2)
+    frames = samplers.trajectory(samplers.ddim_step, denoise, z[6:10], path)
+    runs[f"scale {scale}"] = [frame.prediction.x0.detach() for frame in frames]
+strip = [(name, torch.cat([x0[1:2] for x0 in run[::3]])) for name, run in runs.items()]
+plot.rows(strip, column_labels=[f"t = {here.t}" for here in path[:-1:3]]).reduce(2)
 
 # %%
-lessons.animation(
-    [
-        plot.rows(
-            [(f"scale {s}", f.prediction.x0.detach()) for s, f in zip(runs, pair, strict=True)]
-        ).reduce(2)
-        for pair in zip(*runs.values(), strict=True)
-    ],
-    fps=6,
-)
+moments = zip(*runs.values(), strict=True)
+pictures = [plot.rows(list(zip(runs, pair, strict=True))).reduce(2) for pair in moments]
+lessons.animation(pictures, fps=6)
 
 # %% [markdown]
 # Columns are t. Already after the first steps, where there is little but specks, the two differ in
@@ -372,33 +331,27 @@ plot.rows(sweep, column_labels=cifar.encoder.names).reduce(2)
 # features see two pictures of one class. Beside it the same for words: two things with all their attributes,
 # counted by the shapes world's oracle, which reads the scene and compares it with the caption.
 
-
 # %%
-def apart(x):  # the mean angle between the features of two pictures of one class
-    groups = 10 if len(x) > 10 else 1
-    f = F.normalize(judge.features(x.float().clamp(-1, 1)), dim=1)
-    cosines = [f[i::groups] @ f[i::groups].T for i in range(groups)]
-    return torch.stack([c[~torch.eye(len(c)).bool()].mean() for c in cosines]).mean().acos().item()
-
-
 m = LESSON.choose(4, 16, 200)
 captions = shapes.captions(shapes.random_scenes(m, LESSON.generator(61), pairs=1.0))
 zw, read = words.noise(m, LESSON.generator(62)), []
 for scale in scales:
-    x = draw(words, words.denoiser(captions, scale), zw).float()
-    right = shapes.grade(captions, x).sum().item()
+    right = shapes.grade(captions, draw(words, words.denoiser(captions, scale), zw)).sum().item()
     read.append((right / m, *wilson(right, m)))
+
+# %%
 classes = [recognised(drawn[scale]) for scale in scales]
-spreads = [apart(drawn[scale]) for scale in scales]
-for scale, (a, *_), d, (b, *_) in zip(scales, classes, spreads, read, strict=True):
-    print(f"scale {scale}: class {a:.0%}, apart {d:.3f}; caption right {b:.0%}")
-assert LESSON.fast or (classes[0][0] < classes[2][0] and read[0][0] > read[3][0])
-shares = {"CIFAR-10's classes": classes, "shapes' captions": read}
-lesson.trade(scales, shares, {"CIFAR-10": spreads})
+apart = [lesson.apart(judge, drawn[scale]) for scale in scales]
+for scale, (a, *_), angle, (b, *_) in zip(scales, classes, apart, read, strict=True):
+    print(f"scale {scale}: class {a:.0%}, apart {angle:.2f}; caption right {b:.0%}")
+assert LESSON.fast or (classes[0][0] < classes[2][0] and apart[0] > apart[2])
+assert LESSON.fast or read[0][0] > read[3][0]
+lesson.trade(scales, {"CIFAR-10's classes": classes, "shapes' captions": read}, apart)
 
 # %% [markdown]
 # Two opposite lessons in one picture. CIFAR-10's network is unsure, and guidance makes its classes
-# recognisable. The shapes network follows its captions without help, and guidance can only do harm:
+# recognisable, while the pictures of a class come nearer to one another (right). Be careful with
+# the measure: a distance of *pixels* would grow with the scale, only because contrast does. The shapes network follows its captions without help, and guidance can only do harm:
 # the things are still in place, but their colours leave the palette, and the oracle, which knows
 # the true colours, refuses them. *Guidance mends a network that is unsure; it has no merit of its
 # own.*
@@ -413,31 +366,24 @@ lesson.trade(scales, shares, {"CIFAR-10": spreads})
 # %%
 start = mixture.noise(LESSON.choose(300, 2000, 4000), LESSON.generator(1))
 path = lesson.SCHEDULE.path(LESSON.choose(20, 100, 100))
-clouds, drift = {}, {}
-for scale in (1, 2, 4, 8):
-    x = sample(samplers.ddim_step, guide(exact_c, exact_u, scale), start, path)
-    clouds[f"scale {scale}"] = x
-    drift[scale] = x[:, 0].mean().item(), mixture.within_std(x)
-    print(f"scale {scale}: mean {drift[scale][0]:.2f}, distance to a mode {drift[scale][1]:.3f}")
-assert -0.92 < drift[1][0] < -0.83 and drift[8][0] < drift[4][0] < drift[2][0] < drift[1][0]
+arms = {f"scale {s}": guide(exact_c, exact_u, s) for s in (1, 2, 4, 8)}
+arms["4 in the middle"] = guidance.interval(arms["scale 4"], exact_c, 100, 600)  # 100 < t <= 600
+clouds, drift, width = {}, {}, {}
+for name, denoise in arms.items():
+    clouds[name] = x = samplers.sample(samplers.ddim_step, denoise, start, path)
+    drift[name], width[name] = x[:, 0].mean().item(), mixture.within_std(x)
+    print(f"{name:<16} mean {drift[name]:.2f}, distance to a mode {width[name]:.3f}")
+assert -0.92 < drift["scale 1"] < -0.83 and drift["scale 8"] < drift["scale 4"] < drift["scale 2"]
+assert width["4 in the middle"] < width["scale 4"]
 lesson.scatter(clouds, mixture.points(1000, LESSON.generator(5)))
 
 # %% [markdown]
 # At scale 1 every point is in its class already, so sharpening could change nothing: $p(y \mid x)$
 # is 1 there. Guidance changes much. Points are pushed away from the other class, past where any
-# data lie, and each cloud is squeezed in one direction. That is the louder colour of your pictures.
+# data lie, and each cloud is pressed flat on that side. That is the louder colour of your
+# pictures. The last panel is a cheap mend: guide only in the middle, where it is decided what
+# comes, and let the condition work alone at both ends. It drifts less and stays nearer the data.
 #
-# A cheap mend: guide only in the middle, where it decides what comes, and let the network work
-# alone at both ends.
-
-# %%
-middle = guidance.interval(guide(exact_c, exact_u, 4), exact_c, 100, 600)
-x = sample(samplers.ddim_step, middle, start, path)
-print(
-    f"scale 4 for 100 < t <= 600: mean {x[:, 0].mean():.2f}, distance {mixture.within_std(x):.3f}"
-)
-assert mixture.within_std(x) < drift[4][1] and x[:, 0].mean() > drift[4][0]
-
 # %% [markdown]
 # ## Break it on purpose: too much
 #
@@ -459,6 +405,8 @@ def dynamic(x0):
 x0 = 3 * torch.randn(2, 3, 8, 8, generator=LESSON.generator(3))
 theirs = guidance.dynamic_threshold(lambda x, level: Prediction(x0, x0))(x0, where).x0
 assert torch.equal(dynamic(x0), theirs)
+
+# %%
 gentle = draw(cifar, cifar.denoiser(labels[:10], 8), z[:10], guidance.dynamic_threshold)
 arms = {"scale 8,\nclipped": drawn[8][:10], "scale 8,\ndynamic": gentle}
 at_rim = [(x.abs() > 0.98).float().mean().item() for x in arms.values()]
@@ -467,7 +415,8 @@ assert LESSON.fast or at_rim[1] < at_rim[0] / 2
 plot.rows(list(arms.items())).reduce(2)
 
 # %% [markdown]
-# The burnt areas are gone and detail is back; the drift is not. A second failure you have seen in
+# The same pictures with their highlights and shadows back. What does not come back is the variety:
+# thresholding mends the contrast, not the drift. A second failure you have seen in
 # round 2: without dropped labels there is no $\epsilon_u$. Its symptom is guided pictures that fall
 # apart while unguided ones are fine.
 #
@@ -477,8 +426,7 @@ plot.rows(list(arms.items())).reduce(2)
 # away from that one:
 
 # %%
-navy = words.condition(["a red star on a navy background"])
-star = words.condition(["a red star"])
+star, navy = (words.condition([f"a red star{end}"]) for end in ("", " on a navy background"))
 towards, away = (as_denoiser(words.run, c.expand(8, -1, -1), predicts="v") for c in (star, navy))
 zs = words.noise(8, LESSON.generator(6))
 plain, negative = (draw(words, guide(towards, away, scale), zs) for scale in (1, 1.5))
@@ -502,17 +450,16 @@ for weights in ((3, -2), (3, -1)):
     assert (gap < 1e-12) == (sum(weights) == 1)
 
 # %%
-circle, square = (
-    words.condition([f"a large {thing} at the centre on a white background"])
-    for thing in ("red circle", "blue square")
-)
-null, morph = words.condition([None]), []
+plain_white = "at the centre on a white background"
+pair = [
+    words.condition([f"a large {name} {plain_white}"]) for name in ("red circle", "blue square")
+]
+null, morph = words.condition([None]), {}
 for w in (0, 0.25, 0.5, 0.75, 1):
-    mixed = guidance.weighted_prompts(words.run, [circle, square], [1 - w, w], null, predicts="v")
-    morph.append(draw(words, mixed, zs[:2]))
-morph = torch.stack(morph, 1)  # (2, 5, 3, 32, 32)
-shares = [f"{100 - w} : {w}" for w in (0, 25, 50, 75, 100)]
-plot.rows([("", row) for row in morph], column_labels=shares).reduce(2)
+    mixed = guidance.weighted_prompts(words.run, pair, [1 - w, w], null, predicts="v")
+    morph[f"{1 - w:g} : {w:g}"] = draw(words, mixed, zs[:2])
+morphs = [("", row) for row in torch.stack(list(morph.values()), 1)]  # two of (5, 3, 32, 32)
+plot.rows(morphs, column_labels=list(morph)).reduce(2)
 
 # %% [markdown]
 # From the red circle to the blue square, through a purple thing with rounded corners. A mixture of
@@ -529,9 +476,8 @@ plot.rows([("", row) for row in morph], column_labels=shares).reduce(2)
 
 
 # %%
-def log_left(x, level):
-    shares = mixture.log_shares(x, level).log_softmax(1)  # (B, 4)
-    return shares[:, [1, 2]].logsumexp(1)
+def log_left(x, level):  # log p(left | x_t), (B,)
+    return mixture.log_shares(x, level).log_softmax(1)[:, [1, 2]].logsumexp(1)
 
 
 def classifier_guided(denoise, log_prob, x, level, scale):
@@ -540,11 +486,11 @@ def classifier_guided(denoise, log_prob, x, level, scale):
     return denoise(x, level).eps.detach() - scale * level.sigma * gradient
 
 
-ours = classifier_guided(exact_u, log_left, x, where, 1.0)
+ours, wanted = classifier_guided(exact_u, log_left, x, where, 1.0), exact_c(x, where).eps
 without_sigma = exact_u(x, where).eps - (exact_u(x, where).eps - ours) / where.sigma
-print(f"against the conditional eps: {(ours - exact_c(x, where).eps).abs().max():.0e}")
-print(f"with sigma forgotten: {(without_sigma - exact_c(x, where).eps).abs().max():.2f}")
-assert torch.allclose(ours, exact_c(x, where).eps)
+print(f"against the conditional eps: {(ours - wanted).abs().max():.0e}")
+print(f"with sigma forgotten: {(without_sigma - wanted).abs().max():.2f}")
+assert torch.allclose(ours, wanted) and not torch.allclose(without_sigma, wanted, atol=0.01)
 assert torch.equal(ours, guidance.classifier(exact_u, log_left, 1.0)(x, where).eps)
 
 # %% [markdown]
@@ -552,35 +498,43 @@ assert torch.equal(ours, guidance.classifier(exact_u, log_left, 1.0)(x, where).e
 # classifier may be moved by changes that mean nothing to the eye.
 
 # %%
-guide_network = noisy_classifier.load("shapes")
-prompts, rows = ["green star"] * LESSON.choose(2, 8, 64), []
-zs = words.noise(len(prompts), LESSON.generator(63))
+teacher, asked = noisy_classifier.load("shapes"), "green star"
+zs, rows = words.noise(LESSON.choose(2, 8, 64), LESSON.generator(63)), []
 for scale in (0, 1, 3, 10):
-    pushed = guidance.classifier(words.denoiser(None), guide_network.log_prob(prompts), scale)
-    x = draw(words, pushed, zs).float()
+    pushed = guidance.classifier(words.denoiser(None), teacher.log_prob(asked), scale)
+    x = draw(words, pushed, zs)
     found = [scene and f"{scene.thing.colour} {scene.thing.shape}" for scene in shapes.read(x)]
-    print(
-        f"scale {scale:>2}: the oracle reads a green star in {found.count('green star')} of {len(x)}"
-    )
-    rows.append((f"green star,\nscale {scale}", x[:8]))
+    print(f"scale {scale:>2}: the oracle reads a {asked} in {found.count(asked)} of {len(x)}")
+    rows.append((f"{asked},\nscale {scale}", x[:8]))
+    hits = found.count(asked)
+assert LESSON.fast or hits > len(x) / 2
 plot.rows(rows).reduce(2)
 
 # %% [markdown]
-# TO BE SEEN: noisy classifier
-
-# %% [markdown]
+# At scale 0 the model draws what it likes. The higher the scale, the more of the pictures turn into
+# one green star, and what stood beside it is wiped out, because "a green star" of this classifier
+# means that it is alone. Scale 1, which was all that the exact pair needed, does little here: the
+# classifier's gradient is a weak and blurred copy of the true one. The paper met the same, and took
+# up to 10 for its unconditional network.
+#
+# Compare the costs. Classifier guidance trains a second network and takes its gradient at every
+# step; classifier-free guidance drops ten labels in a hundred and asks the first network twice. Yet
+# a classifier can be added to a network that was trained without any labels, and so can anything
+# else that has a gradient. Lesson 8 takes CLIP.
+#
 # ## The library
 #
 # What you wrote is `guidance.classifier_free`, and `model.denoiser(prompt, scale, negative=...)`,
 # which asks both questions in one batch.
 
 # %%
-y, no_label = torch.tensor(labels[:4]), torch.full((4,), 10)
-both = [as_denoiser(cifar.network, c, predicts="v") for c in (y, no_label)]
+both = [
+    as_denoiser(cifar.network, cifar.condition(prompts), predicts="v")
+    for prompts in (labels[:4], [None] * 4)
+]
 level = cifar.schedule.level(600)
 with torch.no_grad():
-    mine = guide(*both, 3)(z[:4], level)
-    library = guidance.classifier_free(*both, 3)(z[:4], level)
+    mine, library = (f(*both, 3)(z[:4], level) for f in (guide, guidance.classifier_free))
     at_once = cifar.denoiser(labels[:4], 3)(z[:4], level)
 print(f"off by {(mine.eps - library.eps).abs().max():.0e}")
 print(f"in one batch, in the precision that is fastest here: {(mine.x0 - at_once.x0).std():.0e}")

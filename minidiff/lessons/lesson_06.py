@@ -10,8 +10,10 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minidiff.classifier import Classifier
+from minidiff.denoiser import Denoiser, as_denoiser
 from minidiff.lessons import exercise, expect, mixture, require
-from minidiff.schedule import NoiseSchedule
+from minidiff.schedule import NoiseLevel, NoiseSchedule
 
 SCHEDULE = NoiseSchedule.linear()
 
@@ -162,6 +164,32 @@ def train_points(drop: Callable, p: float, steps: int, batch: int = 256) -> Poin
     return network.eval().requires_grad_(False)
 
 
+@torch.no_grad()
+def errors(
+    network: PointNetwork, cond: Denoiser, uncond: Denoiser, level: NoiseLevel, n: int = 2000
+) -> tuple[float, float]:
+    """Mean squared errors of eps, with label 0 on noisy points of its half, and without a label."""
+    generator = torch.Generator().manual_seed(1)
+    x0, noise = mixture.points(n, generator), mixture.noise(n, generator)
+    x = level.alpha * x0 + level.sigma * noise
+    found = []
+    for label, exact, at in ((0, cond, x[x0[:, 0, 0, 0] < 0]), (2, uncond, x)):
+        denoise = as_denoiser(network, torch.full((len(at),), label))
+        error = denoise(at.float(), level).eps - exact(at, level).eps
+        found.append(error.square().mean().item())
+    return found[0], found[1]
+
+
+@torch.no_grad()
+def apart(judge: Classifier, images: Tensor, groups: int = 10) -> float:
+    """The mean angle between the features of two images of a class: labels are 0, ..., 9, 0, ..."""
+    groups = groups if len(images) > groups else 1
+    f = F.normalize(judge.features(images.float().clamp(-1, 1)), dim=1).cpu()
+    cosines = [f[i::groups] @ f[i::groups].T for i in range(groups)]
+    others = torch.cat([c[~torch.eye(len(c)).bool()] for c in cosines])
+    return others.mean().acos().item()
+
+
 # ---------------------------------------------------------------------------------------- pictures
 
 
@@ -182,9 +210,9 @@ def scatter(panels: Mapping[str, Tensor], truth: Tensor | None = None) -> plt.Fi
 def trade(
     scales: list[float],
     shares: Mapping[str, list[tuple[float, float, float]]],
-    spreads: Mapping[str, list[float]],
+    spread: list[float],
 ) -> plt.Figure:
-    """Left, shares (share, low, high) against the scale with their intervals; right, spreads."""
+    """Left, shares (share, low, high) against the scale with their intervals; right, a spread."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3))
     for name, found in shares.items():
         share, low, high = map(list, zip(*found, strict=True))
@@ -193,13 +221,12 @@ def trade(
             [b - s for s, b in zip(share, high, strict=True)],
         ]
         left.errorbar(scales, share, error, fmt="o-", capsize=3, ms=4, label=name)
-    for name, found in spreads.items():
-        right.plot(scales, found, "o-", ms=4, label=name)
+    right.plot(scales, spread, "o-", ms=4)
     left.set(title="right by an independent judge", ylim=(-0.03, 1.03), xlabel="scale")
-    right.set(title="how far apart two pictures are", ylim=(0, None), xlabel="scale")
+    right.set(title="angle between two pictures of a class", ylim=(0, None), xlabel="scale")
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.set_xticks(scales, [f"{s:g}" for s in scales])
-        axis.legend(fontsize=9)
+    left.legend(fontsize=9)
     plt.close(figure)
     return figure
