@@ -21,7 +21,7 @@ from minidiff.evaluation import Figure, share
 from minidiff.guidance import clamp, classifier
 from minidiff.noise import per_image
 from minidiff.noisy_classifier import HEADS, UNKNOWN, NoisyClassifier, scene_labels
-from minidiff.samplers import Step, ddim_step, sample
+from minidiff.samplers import Step, ddpm_step, sample
 from minidiff.schedule import add_noise
 from minidiff.zoo import Diffusion
 
@@ -35,14 +35,14 @@ def draw(
     prompts: Sequence[str],
     scale: float = 3.0,
     *,
-    steps: int = 25,
-    step: Step = ddim_step,
+    steps: int = 50,
+    step: Step = ddpm_step,
     seed: int = 0,
     batch: int = 32,
     progress: bool = True,
 ) -> Tensor:
     """One image for each prompt, (n, 3, size, size) on the CPU, of the model's null condition
-    guided by the classifier (Dhariwal and Nichol 2021, algorithm 2).
+    guided by the classifier (Dhariwal and Nichol 2021, algorithm 1).
 
     Image i of a seed is the same whatever the batch; scale 0 is unguided. ValueError for a prompt
     that the classifier does not know, and for one of another schedule or size than the model's.
@@ -108,7 +108,7 @@ def report(
     """
     figures = accuracy(judge, n)
     prompts = targets(judge, guided)
-    how = f"{guided} images, DDIM 25"
+    how = f"{guided} images, DDPM, 50 steps"
     for name, guide in (("", judge), ("control, labels exchanged in training: ", control)):
         for scale in SCALES if guide is judge else SCALES[-1:]:
             if guide is None:

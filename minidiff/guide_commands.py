@@ -122,6 +122,61 @@ def clip_command(
     _write_rows(out, did, table, start)
 
 
+@guide.command("semantic")
+@click.option("--text", callback=_words, help="Towards what it says.")
+@click.option("--content", type=click.Path(path_type=Path), help="Towards what a picture shows.")
+@click.option("--structure", type=click.Path(path_type=Path), help="Towards what is where in it.")
+@click.option("--style", type=click.Path(path_type=Path), help="Towards its colours and textures.")
+@click.option("--weight", type=(str, float), multiple=True, metavar="AIM WEIGHT", help="Of an aim.")
+@MODEL
+@click.option("--encoder", help="Its file.  [default: the one that ships for --clip]")
+@click.option("--clip", "eye", default="shapes", show_default=True, help="That reads the text.")
+@_together(_scale(1.0, "all aims together"), PATH)
+def semantic_command(weight, model, encoder, eye, scale, number, steps, seed, out, **asked) -> None:
+    """Semantic Diffusion Guidance: towards a text, a picture's content, structure or style.
+
+    Several aims are added up, each with its weight.
+
+    \b
+    minidiff guide semantic --structure drawing.png
+    minidiff guide semantic --text "a green star" --style photo.jpg --weight style 10
+    """
+    from torch import Generator
+
+    from minidiff import clip, semantic_guidance, zoo
+    from minidiff.clip import noisy
+    from minidiff.clip.use import text_features
+    from minidiff.data.images import load_image
+    from minidiff.editing import semantic
+
+    wanted = {aim: value for aim, value in asked.items() if value is not None}
+    if not wanted:
+        raise ValueError("expected an aim: --text, --content, --structure or --style")
+    weights = semantic_guidance.WEIGHTS | dict(weight)
+    if unknown := set(weights) - set(asked):
+        raise ValueError(f"--weight {unknown.pop()}: expected one of {', '.join(asked)}")
+    trained = zoo.load(model)
+    sees = noisy.load(encoder or eye, trained.device)
+    aims, table = [], []
+    for aim, value in wanted.items():
+        if aim == "text":
+            texts = text_features(clip.load(eye, trained.device)[0], [value])
+            aims.append((weights[aim], semantic.text(sees, texts)))
+            continue
+        picture = load_image(value, trained.size)
+        table.append((f"{aim}\n{value.name}", picture))
+        own = Generator().manual_seed(seed + 1)  # of the picture's noise
+        aims.append((weights[aim], getattr(semantic, aim)(sees, picture.to(trained.device), own)))
+    start, how = time.perf_counter(), {"steps": steps, "seed": seed}
+    for label, strength in (("unguided", 0.0), ("guided", scale)):
+        drawn = semantic_guidance.draw(trained, semantic.total(*aims), number, strength, **how)
+        table.append((label, drawn))
+    said = [f"{aim} {weights[aim]:g}" for aim in wanted]
+    said += [f'"{wanted["text"]}"'] if "text" in wanted else []
+    did = f"Semantic guidance of {Path(model).stem}: {', '.join(said)}; scale {scale:g}"
+    _write_rows(out, f"{did}, {steps} steps", table, start)
+
+
 def _drawn_by_clip(
     model: Diffusion,
     seer: CLIP,

@@ -115,6 +115,7 @@ STANDS_ON = {
     "clip": ("device", "checkpoint", "downloads", "data", "training", "evaluation", "cards"),
     "noisy_classifier": ("unet", "clip", "recipes"),
     "classifier_guidance": ("noisy_classifier", "cards"),
+    "semantic_guidance": ("clip", "editing"),
 }
 # These may import anything.
 COMMANDS = {"cli", "clip_commands", "edit_commands", "guide_commands"}
