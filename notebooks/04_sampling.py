@@ -64,8 +64,9 @@ ten = {
 lesson.sheet([(f"{name}\n10 calls", x) for name, x in ten.items()])
 
 # %% [markdown]
-# All three arrive. DDPM has drawn other pictures than the two below it, which agree with each
-# other: from the noise on, they are deterministic, and DDPM draws fresh noise at every step.
+# The two lower rows agree: from the noise on, these samplers are deterministic. DDPM draws fresh
+# noise at every step, so its pictures are others; and ten steps are few for it, look for a thing
+# that is neither this nor that, or one too many.
 #
 # **Before you run on, write down what you expect:**
 #
@@ -80,21 +81,17 @@ lesson.sheet([(f"{name}\n10 calls", x) for name, x in ten.items()])
 # a caption and without.
 
 # %%
-once = [("x_T", z[:5])]
-for name, d in (
-    ("one call,\na caption", denoise),
-    ("one call,\nno caption", clamp(model.denoiser(None))),
-):
-    with torch.no_grad():
-        once.append((name, d(z, level(1000)).x0[:5]))
-lesson.sheet(once)
+with torch.no_grad():
+    told, free = (d(z, level(1000)).x0 for d in (denoise, clamp(model.denoiser(None))))
+table = [("x_T", z), ("one call,\na caption", told), ("one call,\nno caption", free)]
+lesson.sheet([(name, x[:5]) for name, x in table])
 
 # %% [markdown]
 # Fog. Many pictures are compatible with pure noise, and the network answers with their *mean*,
-# because the mean is what a squared error asks for. The caption narrows the choice, so its mean has
-# a background and a blurred spot where things tend to stand. Nothing is wrong with the network; the
-# question was too hard. Asked at a lower noise, it knows more. So we take a small step down and ask
-# again.
+# because the mean is what a squared error asks for. The caption narrows the choice, but place, size
+# and background are open, so all it adds to the mean is a tint. Nothing is wrong with the network;
+# the question was too hard. Asked at a lower noise, it knows more. So we take a small step down and
+# ask again.
 #
 # ## Round 1: DDPM, and why noise is added back
 #
@@ -119,6 +116,7 @@ def posterior(x, x0, here, there):
     return mean, math.sqrt(beta) * there.sigma / here.sigma
 
 
+# %%
 here, there = level(700), level(500)
 eps = mixture.noise(100_000, LESSON.generator(1))
 mean, std = posterior(here.sigma * eps, torch.zeros_like(eps), here, there)  # x0 is 0
@@ -140,14 +138,16 @@ def ddpm(denoise, x, here, there, past=(), *, generator=None, louder=1.0):
 
 
 silent = partial(ddpm, louder=0.0)
+
+# %%
 points, steps = LESSON.choose(200, 1000, 1000), LESSON.choose(50, 1000, 1000)
 start = mixture.noise(points, LESSON.generator(3))
 clouds = {"the data": mixture.points(points, LESSON.generator(5))}
 for name, step in (("DDPM", ddpm), ("DDPM without noise", silent)):
     clouds[name] = sample(step, mixture.denoise, start, path(steps), generator=LESSON.generator(6))
-spread = {name: cloud[:, 0].std().item() for name, cloud in clouds.items()}
-print({name: round(s, 3) for name, s in spread.items()})
-assert spread["DDPM"] > 0.85 and spread["DDPM without noise"] < LESSON.choose(0.1, 0.005, 0.005)
+spread = {name: round(cloud[:, 0].std().item(), 3) for name, cloud in clouds.items()}
+print(spread)
+assert spread["DDPM"] > 0.85 and spread["DDPM without noise"] < LESSON.choose(0.3, 0.005, 0.005)
 lesson.scatter(clouds)
 
 # %% [markdown]
@@ -216,7 +216,7 @@ for calls in (LESSON.choose(50, 250, 1000), 20):
         x = sample(step, mixture.denoise, start, path(calls), generator=LESSON.generator(9))
         width[variance] = mixture.within_std(x)
     print(f"{calls:>4} steps: small {width['small']:.3f}, large {width['large']:.3f}")
-assert width["small"] < 0.13 and width["large"] > 0.155
+assert width["small"] < 0.13 < mixture.STD < width["large"]
 
 # %% [markdown]
 # With many steps the choice hardly matters. With 20, one is too narrow and the other too wide:
@@ -245,11 +245,10 @@ def ddim(x, prediction, here, there, eta, noise):
 x, noise = here.alpha * clouds["the data"] + here.sigma * start, start.flip(0)
 guess = mixture.denoise(x, here)
 mean, std = posterior(x, guess.x0, here, there)
-as_ddpm = ddim(x, guess, here, there, 1, noise) - (mean + std * noise)
-no_dice = ddim(x, guess, here, there, 0, noise) - mean
-print(f"eta = 1 against DDPM: {as_ddpm.abs().max():.0e}")
-print(f"eta = 0 against DDPM without noise: {no_dice.abs().max():.2f}")
-assert as_ddpm.abs().max() < 1e-12 and no_dice.abs().max() > 0.1
+as_ddpm = (ddim(x, guess, here, there, 1, noise) - (mean + std * noise)).abs().max()
+no_dice = (ddim(x, guess, here, there, 0, noise) - mean).abs().max()
+print(f"eta = 1: off DDPM by {as_ddpm:.0e}; eta = 0: off DDPM without noise by {no_dice:.2f}")
+assert as_ddpm < 1e-12 and no_dice > 0.1
 
 # %% [markdown]
 # Sweep $\eta$ on the same noise, with ten calls.
@@ -263,8 +262,9 @@ for eta in (0, 0.5, 1):
 lesson.sheet(sweep)
 
 # %% [markdown]
-# Captions hold everywhere. What $\eta$ changes is what they leave open: at 0 the starting noise
-# settles it, at 1 the noise drawn on the way does.
+# $\eta$ changes what captions leave open, place, size and background: at 0 the starting noise has
+# settled them, at 1 the noise drawn on the way does. With dice and only ten calls, a second thing
+# slips into a picture here and there.
 #
 # ### Your turn: a whole sampler
 #
@@ -308,23 +308,23 @@ lesson.check_ddim(my_ddim)
 
 
 # %%
+def ratio(level):
+    return level.sigma / level.alpha  # s
+
+
 def heun(denoise, x, here, there, past=(), *, generator=None):
     prediction = denoise(x, here)
-    ds = there.sigma / there.alpha - here.sigma / here.alpha
-    slope = prediction.eps
+    y, ds, slope = x / here.alpha, ratio(there) - ratio(here), prediction.eps
     if there.sigma > 0:
-        tried = there.alpha * (x / here.alpha + ds * slope)
+        tried = there.alpha * (y + ds * slope)
         slope = (slope + denoise(tried, there).eps) / 2
-    return there.alpha * (x / here.alpha + ds * slope), prediction
+    return there.alpha * (y + ds * slope), prediction
 
 
-ds = there.sigma / there.alpha - here.sigma / here.alpha
-x = here.alpha * clouds["the data"] + here.sigma * start
-euler = there.alpha * (x / here.alpha + ds * guess.eps)
+euler = there.alpha * (x / here.alpha + (ratio(there) - ratio(here)) * guess.eps)
 assert torch.allclose(euler, ddim(x, guess, here, there, 0, noise))
 assert torch.allclose(
-    sample(heun, mixture.denoise, start, path(9)),
-    sample(samplers.heun_step, mixture.denoise, start, path(9)),
+    *(sample(step, mixture.denoise, start, path(9)) for step in (heun, samplers.heun_step))
 )
 print("Euler's step is DDIM; Heun's is the library's")
 
@@ -358,24 +358,21 @@ def log_snr(level):
 
 
 def dpmpp_2m(denoise, x, here, there, past=(), *, generator=None):
-    D = prediction = denoise(x, here)
+    prediction = denoise(x, here)
     if there.sigma == 0:
-        return D.x0, prediction
-    D, h = D.x0, log_snr(there) - log_snr(here)
+        return prediction.x0, prediction
+    D, h = prediction.x0, log_snr(there) - log_snr(here)
     if past:
-        (before, earlier), *_ = past
+        before, earlier = past[-1]
         r = (log_snr(here) - log_snr(before)) / h
-        D = (1 + 1 / (2 * r)) * prediction.x0 - 1 / (2 * r) * earlier.x0
+        D = (1 + 1 / (2 * r)) * D - 1 / (2 * r) * earlier.x0
     return there.sigma / here.sigma * x - there.alpha * math.expm1(-h) * D, prediction
 
 
-ours, theirs = (
-    sample(step, mixture.denoise, start, path(12)) for step in (dpmpp_2m, samplers.dpmpp_2m_step)
+assert torch.allclose(
+    *(sample(step, mixture.denoise, start, path(9)) for step in (dpmpp_2m, samplers.dpmpp_2m_step))
 )
-first = dpmpp_2m(mixture.denoise, start, here, there)[0]
-assert torch.allclose(ours, theirs)
-assert torch.allclose(first, samplers.ddim_step(mixture.denoise, start, here, there)[0])
-print("equal to the library's; its first step, with nothing before it, is DDIM")
+print("2M is the library's")
 
 # %% [markdown]
 # ### Your turn: the extrapolation
@@ -414,11 +411,8 @@ def measured(step, spacing, calls_a_step=1):
     return {calls: mixture.distance(x, truth) for calls, x in ends.items()}
 
 
-solvers = {
-    "DDIM": measured(samplers.ddim_step, "log_snr"),
-    "Heun": measured(heun, "log_snr", calls_a_step=2),
-    "2M": measured(dpmpp_2m, "log_snr"),
-}
+solvers = {"DDIM": measured(samplers.ddim_step, "log_snr"), "2M": measured(dpmpp_2m, "log_snr")}
+solvers["Heun"] = measured(heun, "log_snr", calls_a_step=2)
 paths = {f"2M, {name}": measured(dpmpp_2m, name) for name in ("linspace", "log_snr")}
 for name, found in (solvers | paths).items():
     print(f"{name:<12} order {lesson.slope(found):.2f}, error {min(found.values()):.5f}")
@@ -429,7 +423,8 @@ lesson.errors({"three samplers": solvers, "two paths": paths})
 
 # %% [markdown]
 # Left: DDIM falls along slope 1, twice the calls, half the error. Heun and 2M fall along slope 2,
-# and 2M does so at half of Heun's price. Right: the same 2M on levels that are even in $t$ loses
+# 2M at half of Heun's price. With eight calls, Heun makes four strides so long that its trial steps
+# lead astray: an order is a promise for small steps only. Right: the same 2M on levels that are even in $t$ loses
 # its order. It extrapolates in $\lambda$, and on such a path the last strides in $\lambda$ are
 # enormous; that is why `"log_snr"` exists.
 #
@@ -445,41 +440,45 @@ assert first["leading"] > 4 * first["trailing"]
 lesson.sheet([(f"{s}\n5 calls", sample(samplers.ddim_step, denoise, z, path(5, s))) for s in first])
 
 # %% [markdown]
-# `leading` starts well below $T$, where $\alpha = \sqrt{\bar\alpha}$ should carry a trace of a
-# picture. Pure noise has none, and the network takes the mean grey of the noise for a dim picture.
-# Compare the rows: TO BE SEEN.
+# `leading` starts well below $T$, at a level where $\alpha = \sqrt{\bar\alpha}$ should carry a trace
+# of a picture that pure noise has not. And it asks its last question at $t = 1$, where `trailing`
+# asks at $t = 200$ and takes the mean of all that is open there. Compare the rows: other tones of
+# background above and below from the same noise, and the square, unfinished in both. No table of
+# levels rescues five calls of DDIM.
 #
 # ## Run: a picture comes about
 
 # %%
 frames = list(trajectory(dpmpp_2m, denoise, z, path(24, "log_snr")))
-lesson.strip(frames, images=3)
+lesson.strip(frames, images=2)
 
 # %%
-lessons.animation(frames, fps=8)
+lessons.animation([frame.prediction.x0[:3] for frame in frames[::2]], fps=5)
 
 # %% [markdown]
-# TO BE SEEN
+# Coarse things are decided first. At $t$ near 600 the background is chosen and something stands
+# somewhere; by 350 place and outline are settled; after that only edges move. In the animation the
+# predicted $x_0$ turns from fog to a picture within a few frames, and then hardly changes.
 #
 # ## Sweep: how many calls are enough?
 
 # %%
-counts = (4, 6, 10, 20, 40)
-sweep = []
-for name, step, spacing in (
-    ("DDPM", samplers.ddpm_step, "trailing"),
-    ("DDIM", samplers.ddim_step, "trailing"),
-    ("2M", dpmpp_2m, "log_snr"),
-):
-    row = [
-        sample(step, heart, many[:2], path(k, spacing), generator=LESSON.generator(8))
-        for k in counts
-    ]
+walks = {
+    "DDPM": (samplers.ddpm_step, "trailing"),
+    "DDIM": (samplers.ddim_step, "trailing"),
+    "2M": (dpmpp_2m, "log_snr"),
+}
+counts, sweep = (4, 6, 10, 20, 40), []
+for name, (step, spacing) in walks.items():
+    dice = LESSON.generator(8)
+    row = [sample(step, heart, many[:2], path(k, spacing), generator=dice) for k in counts]
     sweep += [(name, torch.stack([x[i] for x in row])) for i in range(2)]
 lesson.sheet(sweep, column_labels=[f"{k} calls" for k in counts])
 
 # %% [markdown]
-# Notice that TO BE SEEN
+# Notice that DDPM changes its mind between columns: other steps, other dice. DDIM and 2M go to
+# *one* picture a row and stay there. At 4 and 6 calls theirs are unfinished, a faint heart or none,
+# because each long stride keeps a piece of fog; 2M is there a column before DDIM.
 #
 # ## Measure: pictures
 
@@ -496,50 +495,46 @@ for calls in counts:
 for name, found in on_pictures.items():
     print(f"{name:<5} order {lesson.slope(found):.2f}, error {min(found.values()):.4f}")
 assert on_pictures["2M"][counts[-1]] < on_pictures["DDIM"][counts[-1]]
-lesson.errors({"eight pictures, root mean square": on_pictures})
+lesson.errors({"four pictures, root mean square": on_pictures})
 
 # %% [markdown]
-# TO BE SEEN
+# The same orders on pictures, where no closed form helps: each picture is compared with the one that
+# 80 steps lead to. With 12 calls 2M is nearer to it than DDIM with 24. (The network runs in float32
+# here; in bfloat16 its rounding would hide errors below about 0.002.)
+#
+# But is a smaller error a better picture? Ask the oracle, which reads pictures and knows nothing of
+# solvers: how many show what their captions say?
 
 # %%
 n = LESSON.choose(8, 32, 256)
 wanted, begin = n // 8 * captions, model.noise(n, LESSON.generator(42))
 asked = clamp(model.denoiser(wanted))
 for calls in LESSON.choose((3,), (3, 5, 10), (3, 5, 10, 20)):
-    for name, step, spacing in (
-        ("DDPM", samplers.ddpm_step, "trailing"),
-        ("DDIM", samplers.ddim_step, "trailing"),
-        ("2M", dpmpp_2m, "log_snr"),
-    ):
+    for name, (step, spacing) in walks.items():
         x = sample(step, asked, begin, path(calls, spacing), generator=LESSON.generator(43))
         right = shapes.grade(wanted, x).sum().item()
         low, high = wilson(right, n)
         print(f"{calls:>2} calls {name:<5} {right:>3} of {n}, {low:.0%} to {high:.0%}")
 
 # %% [markdown]
-# TO BE SEEN
+# With three calls about half are right, with ten nearly all. Between the samplers the intervals
+# overlap, and DDPM, which is nowhere near any ODE, is not behind. Order of accuracy says how fast a
+# sampler comes to *its* limit, and not whether that limit is a good picture. If pictures are what
+# you want, measure pictures, and enough of them.
 #
 # ## Break it on purpose
-
+#
+# Two slips that public codes have had. In the first, the move to $t = 0$ adds its $\sqrt\beta$ of
+# noise as every other move does; there $\sqrt\beta$ is $\sigma$ of the last noisy level. In the
+# second, the next level is computed as $t - \lfloor T/S \rfloor$, with $S = 35$.
 
 # %%
-def noise_to_the_end(denoise, x, here, there, past=(), *, generator=None):
-    x, prediction = ddpm(denoise, x, here, there, generator=generator)
-    std = math.sqrt(1 - (here.alpha / there.alpha) ** 2) if there.sigma == 0 else 0
-    return x + std * samplers.randn(x.shape, generator, like=x), prediction
-
-
-stride = model.schedule.T // 15  # 66, and 15 * 66 = 990
-wrong_path = path([1000 - i * stride for i in range(16)])  # prev = t - T//S: it ends at t = 10
-broken = {
-    "right": samplers.ddpm_step,
-    "noise on the\nlast step": noise_to_the_end,
-    "prev = t - T//S": samplers.ddpm_step,
-}
-for name, step in broken.items():
-    p = wrong_path if "prev" in name else path(15)
-    broken[name] = sample(step, denoise, z, p, generator=LESSON.generator(0))
-lesson.sheet(list(broken.items()))
+right = sample(samplers.ddpm_step, denoise, z, path(35), generator=LESSON.generator(0))
+grain = path(35)[-2].sigma * samplers.randn(z.shape, LESSON.generator(1), like=z)
+stride = model.schedule.T // 35  # 28, and 35 * 28 = 980: the walk ends at t = 20
+short = path([1000 - i * stride for i in range(36)])
+stops = sample(samplers.ddpm_step, denoise, z, short, generator=LESSON.generator(0))
+lesson.sheet([("right", right), ("noise on the\nlast step", right + grain), ("t - T//S", stops)])
 
 # %% [markdown]
 # TO BE SEEN
@@ -551,17 +546,18 @@ lesson.sheet(list(broken.items()))
 # `torch.randn` for the whole batch would not keep it.
 
 # %%
-eight = model.sample(captions, 8, steps=10, seed=3, step=samplers.ddpm_step)
-alone = model.sample(captions[:1], 1, steps=10, seed=3, step=samplers.ddpm_step)
-other = model.sample(captions[:1], 1, steps=10, seed=4, step=samplers.ddpm_step)
-same = (eight[:1] - alone).square().mean().sqrt().item()
-print(f"alone against in a batch {same:.4f}, another seed {(other - alone).std():.4f}")
-assert same < 0.02 < (other - alone).std()
-
-mine = sample(ddpm, denoise, z, path(5), generator=LESSON.generator(1))
-ours = sample(samplers.ddpm_step, denoise, z, path(5), generator=LESSON.generator(1))
-assert torch.allclose(mine, ours, atol=1e-3)
-print("the lesson's DDPM is the library's")
+eight = model.sample(captions, 8, steps=8, seed=3, step=samplers.ddpm_step)
+alone, other = (
+    model.sample(captions[0], 1, steps=8, seed=seed, step=samplers.ddpm_step) for seed in (3, 4)
+)
+same, differs = ((eight[:1] - x).square().mean().sqrt().item() for x in (alone, other))
+print(f"alone against in a batch {same:.4f}, another seed {differs:.4f}")
+assert same < 0.02 < differs
+pair = [
+    sample(step, denoise, z, path(3), generator=LESSON.generator(1))
+    for step in (ddpm, samplers.ddpm_step)
+]
+assert torch.allclose(*pair, atol=0.01)
 
 # %% [markdown]
 # ## In five lines

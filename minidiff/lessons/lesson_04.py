@@ -217,7 +217,7 @@ def check_2m(answer: Callable) -> str:
 
 
 def sheet(table: Sequence, **options) -> Image.Image:
-    """`plot.rows` at half its size and in 160 colours, small enough to be stored in a notebook."""
+    """`plot.rows` at half its size and in 128 colours, small enough to be stored in a notebook."""
     return _small(plot.rows(table, **options))
 
 
@@ -227,7 +227,7 @@ def strip(frames: Iterable, **options) -> Image.Image:
 
 
 def _small(picture: Image.Image) -> Image.Image:
-    return picture.reduce(2).quantize(160, dither=Image.Dither.NONE)
+    return picture.reduce(2).quantize(128, kmeans=1, dither=Image.Dither.NONE)
 
 
 def scatter(panels: Mapping[str, Tensor]) -> plt.Figure:
@@ -270,8 +270,8 @@ def errors(
             axis.annotate(f"slope {slope:g}", (calls[-1], guide[-1]), color="0.5", ha="right")
         axis.set(title=title, xlabel="network calls", xticks=calls, xticklabels=calls)
         axis.minorticks_off()
+        axis.legend(fontsize=9, loc="lower left")
         axis.set_ylim(0.5 * min(min(found.values()) for found in arms.values()), 2 * top)
-    axes[0][0].legend(fontsize=9)
     plt.close(figure)
     return figure
 
