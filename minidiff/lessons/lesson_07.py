@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minidiff.clip import CLIPConfig, Preprocess
+from minidiff.data.shapes import Scene, random_codes
 from minidiff.lessons import exercise, expect, require
+from minidiff.metrics import wilson
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:
@@ -118,6 +120,29 @@ def check_prepare(answer: Callable) -> str:
 
 
 _PUBLISHED = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def graded(probs: Tensor, scenes: Sequence[Scene], names: Sequence[str], what: str) -> str:
+    """How often the likeliest of `names` is the thing's `what`, with its interval, in words."""
+    truth = torch.tensor([names.index(getattr(scene.thing, what)) for scene in scenes])
+    hits = (probs.argmax(1).cpu() == truth).sum().item()
+    low, high = wilson(hits, len(truth))
+    return f"{hits / len(truth):.1%} ({low:.1%} to {high:.1%}), chance {1 / len(names):.0%}"
+
+
+def twins(
+    n: int, columns: Mapping[int, Sequence[str]], generator: torch.Generator
+) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    """Codes (n,11) of scenes of one thing, those of their twins, and what each twin has of its own:
+    a (column, value). `columns` may change, in turn, and are given with their words."""
+    before = random_codes(n, generator, pairs=0.0)
+    after, changed = before.clone(), []
+    for row, twin in enumerate(after):
+        column = list(columns)[row % len(columns)]
+        count = len(columns[column])
+        twin[column] = (twin[column] + 1 + row % (count - 1)) % count
+        changed.append((column, twin[column].item()))
+    return before, after, changed
 
 
 # ---------------------------------------------------------------------------------------- pictures

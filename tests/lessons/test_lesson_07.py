@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from minidiff.data.shapes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing
 from minidiff.lessons import lesson_07 as lesson
 
 
@@ -135,6 +136,22 @@ def feeds_bytes(images, preprocess):
 )
 def test_prepare_slips(answer, told):
     assert told in lesson.check_prepare.verdict(answer)
+
+
+def test_grading_counts():
+    scenes = [Scene(Thing("star", colour)) for colour in ("red", "blue", "blue", "green")]
+    probs = torch.eye(3)[[0, 1, 1, 1]]
+    told = lesson.graded(probs, scenes, ("red", "blue", "green"), "colour")
+    assert told.startswith("75.0%") and told.endswith("chance 33%")
+
+
+def test_twins_differ_in_one_column():
+    columns = {0: BACKGROUNDS, 3: SHAPES, 4: COLOURS}
+    before, after, changed = lesson.twins(30, columns, torch.Generator().manual_seed(0))
+    assert ((before != after).sum(1) == 1).all()
+    for row, (column, value) in enumerate(changed):
+        assert after[row, column] == value != before[row, column]
+    assert {column for column, _ in changed} == set(columns)
 
 
 def test_pictures_are_drawn():
