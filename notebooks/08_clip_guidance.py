@@ -31,6 +31,8 @@ except ImportError:  # in Colab: installed beside the torch that is there, which
 LESSON = lessons.setup(8)
 
 # %%
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -43,13 +45,15 @@ from minidiff.metrics import bootstrap, wilson
 
 model, guide, judge = load("shapes"), clip.load("shapes")[0], clip.load("shapes_judge")[0]
 encode, second = clip.encoder(guide), clip.encoder(judge)  # images in [-1, 1] -> unit embeddings
-unguided = model.denoiser(None)  # the shapes model without any words
-level, STEPS, CUTS = model.schedule.level, LESSON.choose(4, 20, 50), LESSON.choose(2, 4, 16)
-n = LESSON.choose(3, 8, 64)
-looks = [(c, s) for s in shapes.SHAPES for c in shapes.COLOURS if (c, s) not in shapes.HELD_OUT]
-prompts = [f"a {c} {s}" for c, s in (looks[(11 * i) % len(looks)] for i in range(n))]
+unguided, level = model.denoiser(None), model.schedule.level  # the model without any words
+
+# %%
+n, CUTS = LESSON.choose(3, 8, 64), LESSON.choose(2, 4, 16)
+prompts = lesson.prompts(n)
 target = text_features(guide, prompts)  # (n, embed)
+path = model.schedule.path(LESSON.choose(4, 20, 50))
 z = model.noise(n, LESSON.generator(80))
+print(", ".join(prompts))
 
 # %% [markdown]
 # ## The result first
@@ -60,9 +64,7 @@ z = model.noise(n, LESSON.generator(80))
 
 # %% tags=["card"]
 def draw(denoise, z):
-    return sample(
-        samplers.ddim_step, guidance.clamp(denoise), z, model.schedule.path(STEPS)
-    ).float()
+    return sample(samplers.ddim_step, guidance.clamp(denoise), z, path).float()
 
 
 def pulled(scale, wanted=target, **how):
@@ -86,29 +88,20 @@ plot.rows([("no guidance", free[:8]), ("CLIP,\nscale 100", drawn[:8], prompts[:8
 # Change the pixels so that the cosine rises, forty small steps.
 
 # %%
-real = shapes.render(
-    [shapes.Scene(shapes.Thing(*p.split()[:0:-1])) for p in prompts], generator=LESSON.generator(82)
-)[0]
-wanted_too = text_features(judge, prompts)
+real = shapes.render(lesson.scenes(prompts), generator=LESSON.generator(82))[0].to(z)
+eyes = {"guide": (encode, target), "judge": (second, text_features(judge, prompts))}
+verdict = partial(lesson.verdict, prompts=prompts, eyes=eyes)
 
-
-def verdict(name, x):  # mean cosines of both CLIPs, and how many the oracle accepts
-    with torch.no_grad():
-        a, b = (encode(x) * target[: len(x)]).sum(1), (second(x) * wanted_too[: len(x)]).sum(1)
-    right = shapes.grade(prompts[: len(x)], x)
-    print(
-        f"{name:<22} guide {a.mean():.2f}  judge {b.mean():.2f}  oracle {right.sum()} of {len(x)}"
-    )
-    return a, b, right
-
-
-x = 0.1 * torch.randn(n, 3, 32, 32, generator=LESSON.generator(83))
+x = 0.1 * torch.randn(n, 3, 32, 32, generator=LESSON.generator(83)).to(z)
 for _ in range(LESSON.choose(5, 40, 40)):
     x = x.detach().requires_grad_()
     (g,) = torch.autograd.grad((encode(x) * target).sum(), x)
     x = (x.detach() + 0.04 * g.sign()).clamp(-1, 1)
+
+# %%
 climbed, truth = verdict("climbed", x), verdict("real pictures", real)
-assert LESSON.fast or (climbed[0].mean() > truth[0].mean() and climbed[2].sum() == 0)
+assert LESSON.fast or climbed["guide"].mean() > truth["guide"].mean()
+assert LESSON.fast or climbed["oracle"].sum() == 0
 plot.rows([("climbed", x[:8]), ("real", real[:8], prompts[:8])]).reduce(2)
 
 # %% [markdown]
@@ -159,6 +152,7 @@ def through_network(denoise, score, x, level):
     return prediction.eps.detach(), gradient
 
 
+# %%
 def cosine(x0):
     return (encode(x0) * target[: len(x0)]).sum(1)
 
@@ -192,15 +186,16 @@ def shortcut(denoise, score, x, level):
     return eps, gradient
 
 
+# %%
 ts, ratios = [1000, 900, 750, 600, 400, 200, 50], []
 for t in ts:
     x = level(t).alpha * real[:3] + level(t).sigma * z[:3]
     full, short = (f(unguided, cosine, x, level(t))[1] for f in (through_network, shortcut))
-    ratios.append(lesson.gradient_size(short) / lesson.gradient_size(full))
+    ratios.append(lesson.size(short) / lesson.size(full))
 print(f"1/alpha at t = 1000: {1 / level(1000).alpha:.0f}")
 print("shortcut / through the network:", [round(r, 1) for r in ratios])
 scaled = [r * level(t).alpha for t, r in zip(ts, ratios, strict=True)]
-assert ratios[0] > 20 * ratios[-1]
+assert ratios[0] > 20 * ratios[-1] and ratios == sorted(ratios, reverse=True)
 lesson.gradients(ts, {"shortcut": ratios, "shortcut times alpha": scaled})
 
 # %% [markdown]
@@ -273,14 +268,18 @@ def spherical(u, w):
     return 2 * ((u - w).norm(dim=-1) / 2).asin() ** 2
 
 
+# %%
 angles = torch.tensor([0.1, 1.0, 2.0, 3.0])
 u = torch.stack([angles.cos(), angles.sin()], 1).requires_grad_()
 w = torch.tensor([[1.0, 0.0]]).expand(4, 2)
 assert torch.allclose(spherical(u, w), angles**2 / 2, atol=1e-5)
 assert torch.allclose(spherical(u, w), clip_guidance.spherical_distance(u, w), atol=1e-5)
-for name, distance in (("spherical", spherical(u, w)), ("1 - cosine", 1 - (u * w).sum(1))):
-    pull = (torch.autograd.grad(distance.sum(), u)[0] * torch.stack([-u[:, 1], u[:, 0]], 1)).sum(1)
-    print(f"{name:<10} pulls at angles 0.1, 1, 2, 3 with " + ", ".join(f"{p:.2f}" for p in pull))
+for name, distance in (
+    ("spherical", spherical(u, w)),
+    ("1 - cosine", 1 - F.cosine_similarity(u, w)),
+):
+    pull = torch.autograd.grad(distance.sum(), u)[0].norm(dim=1)
+    print(f"{name:<10} pulls at angles 0.1, 1, 2, 3 with", [round(p, 2) for p in pull.tolist()])
 
 # %% [markdown]
 # The spherical distance pulls in proportion to the angle; the cosine lets go of what is far away,
@@ -299,27 +298,21 @@ for name, distance in (("spherical", spherical(u, w)), ("1 - cosine", 1 - (u * w
 # %%
 def cut(images, number, generator, smallest=0.8):
     many = images.repeat(number, 1, 1, 1)  # one view of each image after the other
-    side = smallest + (1 - smallest) * torch.rand(len(many), generator=generator)
-    place = (1 - side)[:, None] * (2 * torch.rand(len(many), 2, generator=generator) - 1)
-    theta = torch.zeros(len(many), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = side
-    theta[:, :, 2] = place
-    grid = F.affine_grid(theta, many.shape, align_corners=False)
+    side = smallest + (1 - smallest) * torch.rand(len(many), 1, generator=generator)
+    place = (1 - side) * (2 * torch.rand(len(many), 2, generator=generator) - 1)
+    theta = torch.cat([torch.diag_embed(side.expand(-1, 2)), place[:, :, None]], 2)  # (., 2, 3)
+    grid = F.affine_grid(theta.to(many), many.shape, align_corners=False)
     return F.grid_sample(many, grid, padding_mode="reflection", align_corners=False)
 
 
 views = cut(real[:1], 7, LESSON.generator(84))
 theirs = clip_guidance.cutouts(real[:1], 7, LESSON.generator(84))
-assert views.shape == theirs.shape == (7, 3, 32, 32)
-plot.rows(
-    [
-        ("ours", torch.cat([real[:1], views])),
-        ("the library's,\nslanted too", torch.cat([real[:1], theirs])),
-    ]
-).reduce(2)
+assert torch.allclose(cut(real, 1, LESSON.generator(0), smallest=1.0), real, atol=1e-5)
+both = {"ours": views, "the library's,\nslanted too": theirs}
+plot.rows([(name, torch.cat([real[:1], row])) for name, row in both.items()]).reduce(2)
 
 # %%
-here, counts, repeats = level(400), (1, 2, 4, 8, 16), LESSON.choose(3, 12, 32)
+here, counts, repeats = level(400), (1, 2, 4, 8, 16), LESSON.choose(4, 16, 64)
 x = here.alpha * real[:1] + here.sigma * z[:1]
 with torch.no_grad():
     seen = unguided(x, here).x0.float()
@@ -331,8 +324,9 @@ def gradient_of(number, seed):
     return torch.autograd.grad(-spherical(views, target[:1]).mean(), x0)[0]
 
 
-spread = {k: torch.cat([gradient_of(k, s) for s in range(repeats)]).var(0).mean() for k in counts}
-spread = {k: (v / spread[1]).item() for k, v in spread.items()}
+# %%
+spread = [torch.cat([gradient_of(k, s) for s in range(repeats)]).var(0).mean() for k in counts]
+spread = {k: (v / spread[0]).item() for k, v in zip(counts, spread, strict=True)}
 print({k: round(v, 3) for k, v in spread.items()})
 assert spread[16] < 1 / 4
 lesson.variances(spread)
@@ -362,12 +356,8 @@ print(f"off by {(ours.eps - theirs.eps).abs().max():.0e}; scale 0 is unguided, b
 # ## Run
 
 # %%
-path = model.schedule.path(STEPS)
-frames = list(trajectory(samplers.ddim_step, guidance.clamp(pulled(100, target[:4])), z[:4], path))
-frames = [
-    f._replace(x=f.x.detach(), prediction=Prediction(*(p.detach() for p in f.prediction)))
-    for f in frames
-]
+denoise = guidance.clamp(pulled(100, target[:4]))
+frames = list(trajectory(samplers.ddim_step, denoise, z[:4], path))
 plot.trajectory(frames, images=3).reduce(2)
 
 # %%
@@ -397,27 +387,23 @@ plot.rows([(f"scale {s}", results[s][:8]) for s in scales]).reduce(2)
 
 # %%
 table = {s: verdict(f"scale {s}", results[s]) for s in scales}
-own = draw(model.denoiser(prompts, 3), z)
-baseline = verdict("its own words, scale 3", own)[2].float().mean().item()
+own = verdict("its own words, scale 3", draw(model.denoiser(prompts, 3), z))["oracle"]
 verdict("real pictures", real)
-seen = {k: [table[s][i].mean().item() for s in scales] for i, k in enumerate(("guide", "judge"))}
-shares = []
-for s in scales:
-    right = table[s][2].sum().item()
-    shares.append((right / n, *wilson(right, n)))
-lesson.three_judges(
-    scales, seen, {k: truth[i].mean().item() for i, k in enumerate(seen)}, shares, baseline
-)
+hits = [table[s]["oracle"].sum().item() for s in scales]
+shares = [(k / n, *wilson(k, n)) for k in hits]
+seen = {name: [table[s][name].mean().item() for s in scales] for name in eyes}
+real_cosines = {name: truth[name].mean().item() for name in eyes}
+lesson.three_judges(scales, seen, real_cosines, shares, own.float().mean().item())
 
 # %%
-gains = {k: table[1000][i] - table[0][i] for i, k in enumerate(("guide", "judge"))}
-for name, gain in gains.items():
+best = scales[hits.index(max(hits))]
+for name in eyes:
+    gain = table[1000][name] - table[best][name]
     low, high = bootstrap(gain, generator=LESSON.generator(86))
-    print(f"{name}: cosine gained at scale 1000: {gain.mean():.2f} ({low:.2f} to {high:.2f})")
-rolled = prompts[1:] + prompts[:1]
-best = max(scales, key=lambda s: table[s][2].sum())
-other = shapes.grade(rolled, results[best]).sum()
-print(f"control: at scale {best}, other pictures' prompts hold in {other} of {n}")
+    print(f"{name}: from scale {best} to 1000 the cosine gains {gain.mean():.2f}", end=" ")
+    print(f"({low:.2f} to {high:.2f}); the oracle goes from {max(hits)} to {hits[-1]} of {n}")
+other = shapes.grade(prompts[1:] + prompts[:1], results[best]).sum()
+print(f"control: the next picture's prompt holds in {other} of {n}")
 
 # %% [markdown]
 # TO BE SEEN

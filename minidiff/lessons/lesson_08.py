@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 from torch.nn import functional as F
 
+from minidiff.data.shapes import COLOURS, HELD_OUT, SHAPES, Scene, Thing, grade
 from minidiff.lessons import exercise, expect, require
 from minidiff.schedule import NoiseSchedule
 
@@ -122,6 +123,42 @@ def check_weights(answer: Callable) -> str:
     return "from almost 0 at pure noise to almost 1"
 
 
+# ---------------------------------------------------------------------------------------- judging
+
+
+def prompts(n: int) -> list[str]:
+    """n looks as "a red circle", of all shapes and colours in turn, none held out of training."""
+    looks = [(c, s) for s in SHAPES for c in COLOURS if (c, s) not in HELD_OUT]
+    return [
+        f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
+        for colour, shape in (looks[11 * i % len(looks)] for i in range(n))
+    ]
+
+
+def scenes(prompts: Sequence[str]) -> list[Scene]:
+    """A scene for each prompt: a large plain thing at the centre, on white."""
+    words = [prompt.split() for prompt in prompts]
+    return [Scene(Thing(shape, colour)) for _, colour, shape in words]
+
+
+def verdict(
+    name: str,
+    x: Tensor,
+    prompts: Sequence[str],
+    eyes: Mapping[str, tuple[Callable[[Tensor], Tensor], Tensor]],
+) -> dict[str, Tensor]:
+    """What each CLIP of `eyes` (encode, unit text embeddings) and the oracle say of images
+    (B,3,32,32) of the prompts: cosines (B,) by name, and "oracle" (B,) bool. Prints one line."""
+    with torch.no_grad():
+        said = {
+            k: (encode(x.float()) * wanted).sum(1).cpu() for k, (encode, wanted) in eyes.items()
+        }
+    said["oracle"] = grade(list(prompts), x.detach())
+    cosines = "  ".join(f"{k} {said[k].mean():.2f}" for k in eyes)
+    print(f"{name:<24} {cosines}  oracle {said['oracle'].sum()} of {len(x)}")
+    return said
+
+
 # ---------------------------------------------------------------------------------------- pictures
 
 
@@ -185,6 +222,6 @@ def three_judges(
     return figure
 
 
-def gradient_size(gradient: Tensor) -> float:
+def size(gradient: Tensor) -> float:
     """Root mean square of a gradient (B,3,H,W)."""
     return gradient.square().mean().sqrt().item() or math.nan

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from minidiff.data.shapes import render
 from minidiff.lessons import lesson_08 as lesson
 
 
@@ -110,10 +111,21 @@ def test_weights_slips(answer, told):
     assert told in lesson.check_weights.verdict(answer)
 
 
+def test_the_verdict_is_of_each_picture(capsys):
+    asked = lesson.prompts(6)
+    assert len(set(asked)) == 6 and all(len(prompt.split()) == 3 for prompt in asked)
+    x = render(lesson.scenes(asked), generator=torch.Generator().manual_seed(0))[0]
+    eyes = {"a": (lambda x: x.flatten(1)[:, :2], torch.eye(2)[[0] * 6])}
+    said = lesson.verdict("real", x, asked, eyes)
+    assert said["oracle"].all() and torch.equal(said["a"], x[:, 0, 0, 0])
+    assert not lesson.verdict("others", x, asked[1:] + asked[:1], eyes)["oracle"].any()
+    assert "oracle 6 of 6" in capsys.readouterr().out
+
+
 def test_pictures_are_drawn():
     assert lesson.gradients([1000, 500], {"a": [100.0, 2.0]}).axes
     assert lesson.variances({1: 1.0, 2: 0.5}).axes
     seen, real = {"guide": [0.1, 0.9], "judge": [0.1, 0.5]}, {"guide": 0.8, "judge": 0.8}
     shares = [(0.0, 0.0, 0.2), (0.5, 0.3, 0.7)]
     assert len(lesson.three_judges([0, 10], seen, real, shares, 1.0).axes) == 2
-    assert lesson.gradient_size(torch.full((1, 3, 2, 2), 2.0)) == 2.0
+    assert lesson.size(torch.full((1, 3, 2, 2), 2.0)) == 2.0
