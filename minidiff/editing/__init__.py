@@ -7,7 +7,7 @@ Every method is a function of a denoiser and images (B,3,H,W) in [-1, 1]; masks 
 from minidiff.editing.attention import WordMaps
 from minidiff.editing.blended import background_loss, blended, rank
 from minidiff.editing.clip_guidance import clip_guided, clip_score, cutouts, spherical_distance
-from minidiff.editing.diffedit import diffedit, difference, edit_mask
+from minidiff.editing.diffedit import cut, diffedit, difference, edit_mask
 from minidiff.editing.ilvr import ilvr, low_pass
 from minidiff.editing.interpolation import interpolate, slerp
 from minidiff.editing.prompt_to_prompt import (
@@ -27,6 +27,7 @@ __all__ = [
     "blended",
     "clip_guided",
     "clip_score",
+    "cut",
     "cutouts",
     "diffedit",
     "difference",

@@ -72,19 +72,29 @@ def edit_mask(
 
     Raises ValueError for a threshold outside (0, 1) and a pool that does not divide H and W.
     """
+    check_image(image)
+    _check_cut(image, threshold, pool, margin)
+    gap = difference(query, reference, image, level, n=n, generator=generator)
+    return cut(gap, threshold=threshold, pool=pool, margin=margin)
+
+
+def cut(gap: Tensor, *, threshold: float = 0.5, pool: int = 2, margin: int = 1) -> Tensor:
+    """The mask (B,1,H,W) of a `difference` (B,1,H,W), as `edit_mask` makes it of its own."""
+    _check_cut(gap, threshold, pool, margin)
+    gap = F.interpolate(F.avg_pool2d(gap, pool), scale_factor=pool)  # (B,1,H,W)
+    cap = EXTREME * gap.mean((2, 3), keepdim=True)  # (B,1,1,1)
+    mask = (gap.minimum(cap) <= threshold * cap).to(gap)
+    return grow(mask, margin) if margin else mask
+
+
+def _check_cut(image: Tensor, threshold: float, pool: int, margin: int) -> None:
     if not 0 < threshold < 1:
         raise ValueError(f"threshold {threshold} is out of range: expected 0 < threshold < 1")
-    check_image(image)
     check_count("pool", pool)
     if margin < 0:
         raise ValueError(f"margin = {margin}: expected a number of pixels, 0 or more")
     if image.shape[2] % pool or image.shape[3] % pool:
         raise ValueError(f"pool {pool} does not divide the image's {tuple(image.shape[2:])} pixels")
-    gap = difference(query, reference, image, level, n=n, generator=generator)
-    gap = F.interpolate(F.avg_pool2d(gap, pool), scale_factor=pool)  # (B,1,H,W)
-    cap = EXTREME * gap.mean((2, 3), keepdim=True)  # (B,1,1,1)
-    mask = (gap.minimum(cap) <= threshold * cap).to(image)
-    return grow(mask, margin) if margin else mask
 
 
 def diffedit(

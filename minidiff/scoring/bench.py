@@ -52,6 +52,7 @@ class Bench:
         self._through = 0
         for network in {self.model.network, self.fast.network}:
             network.register_forward_hook(self._count)
+            network.requires_grad_(False)  # gradients are of images only
         self._drawn: dict[str, Arm] = {}
 
     def _count(self, network, inputs, output) -> None:

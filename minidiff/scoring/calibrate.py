@@ -1,6 +1,6 @@
 """Why the settings are what they are: sweeps on development seeds, which are never graded.
 
-    python -m minidiff.scoring.calibrate -n 24 --out docs/calibration.md
+    python -m minidiff.scoring.calibrate -n 24 --out benchmarks/calibration.md
 
 Each sweep is drawn on the same noises; the setting in use is bold. The scorecard draws others.
 """
@@ -16,6 +16,7 @@ import click
 from torch import Tensor
 
 from minidiff.device import keep_memory
+from minidiff.editing import cut
 from minidiff.files import atomic
 from minidiff.scoring import attention, diffedit, guidance, masks, measures, outside
 from minidiff.scoring.bench import DEVELOPMENT, Bench
@@ -88,16 +89,16 @@ def repaint_jumps(bench: Bench) -> Sweep:
 
 
 def diffedit_mask(bench: Bench) -> Sweep:
-    rows = []
+    rows, wanted = [], bench.things.maximum(diffedit.target_things(bench))
     for name, reference in (("nothing", None), ("its caption", bench.shorts)):
+        gap = diffedit.differences(bench, reference).images
         for threshold in (0.3, 0.4, 0.5, 0.6):
             for margin in (0, 1, 2):
-                keep = diffedit.found_masks(bench, reference, threshold, margin).images
-                there = measures.overlap(1 - keep, bench.things)
-                wanted = bench.things.maximum(diffedit.target_things(bench))
-                covers = ((1 - keep) * wanted).flatten(1).sum(1) / wanted.flatten(1).sum(1)
-                area = 100 * (1 - keep).flatten(1).mean(1)
-                figures = (_mean(there), _mean(covers), _mean(area, "%"))
+                hole = 1 - cut(gap, threshold=threshold, margin=margin)
+                covered = (hole * wanted).flatten(1).sum(1) / wanted.flatten(1).sum(1)
+                area = 100 * hole.flatten(1).mean(1)
+                overlap = measures.overlap(hole, bench.things)
+                figures = (_mean(overlap), _mean(100 * covered, "%"), _mean(area, "%"))
                 rows.append((f"{name}, {threshold:g}, {margin}", figures))
     why = "the largest overlap with the thing that also covers nearly all of the new one"
     columns = ("against, threshold, margin", "IoU", "share of old and new covered", "area")
@@ -106,7 +107,8 @@ def diffedit_mask(bench: Bench) -> Sweep:
 
 
 def diffedit_strength(bench: Bench) -> Sweep:
-    keep = diffedit.found_masks(bench, None, diffedit.THRESHOLD, diffedit.MARGIN).images
+    gap = diffedit.differences(bench, None).images
+    keep = cut(gap, threshold=diffedit.THRESHOLD, margin=diffedit.MARGIN)
     rows = []
     for strength in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
         images = diffedit.decoded(bench, keep, strength).images

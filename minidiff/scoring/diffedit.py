@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from minidiff.data import shapes
-from minidiff.editing import diffedit, edit_mask, sdedit
+from minidiff.editing import cut, diffedit, difference, sdedit
 from minidiff.guidance import clamp
 from minidiff.scoring import measures
 from minidiff.scoring.bench import STEPS, Arm, Bench
@@ -21,21 +21,15 @@ THRESHOLD, MARGIN = 0.5, 1  # of its mask, against the empty caption
 MATCHED = 0.7  # strength of SDEdit that finds about as many shapes as DiffEdit
 
 
-def found_masks(
-    bench: Bench, reference: Sequence[str] | None, threshold: float, margin: int
-) -> Arm:
-    """DiffEdit's masks (n,1,32,32); the reference is the images' own captions, or none."""
+def differences(bench: Bench, reference: Sequence[str] | None) -> Arm:
+    """How much the new caption and the reference disagree, (n,1,32,32): the reference is the
+    images' own captions, or none."""
     half = bench.schedule.level(bench.schedule.T // 2)
 
     def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
         query = bench.fast.denoiser(bench.target_shorts[rows])
         against = bench.fast.denoiser(reference[rows] if reference else None)
-        return edit_mask(
-            *(query, against, bench.images[rows], half),
-            threshold=threshold,
-            margin=margin,
-            generator=generators,
-        )
+        return difference(query, against, bench.images[rows], half, generator=generators)
 
     return bench.arm(draw)
 
@@ -82,8 +76,8 @@ def joint(bench: Bench, images: Tensor) -> Tensor:
 
 
 def diffedit_shapes(bench: Bench) -> Row:
-    mask = found_masks(bench, None, THRESHOLD, MARGIN)
-    keep, plain = mask.images, by_sdedit(bench, MATCHED)
+    mask, plain = differences(bench, None), by_sdedit(bench, MATCHED)
+    keep = cut(mask.images, threshold=THRESHOLD, margin=MARGIN)
     sweep = {strength: decoded(bench, keep, strength) for strength in (0.5, ENCODED)}
     arm = sweep[ENCODED]
     effect = pair("edited, all else kept", "%", *(joint(bench, a.images) for a in (arm, plain)))

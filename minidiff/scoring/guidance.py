@@ -112,7 +112,7 @@ def negative_prompt(bench: Bench) -> Row:
         *("Negative prompt", f"the background that the seed gives, scale {AWAY:g}"),
         *("another background's name", bench.n, effect, away.calls, away.seconds),
         [
-            above("gone, difference", effect.difference, 0, "%", firm=True),
+            above("gone, difference", effect.difference, 0, "%"),
             above("right", kept.method, 80, "%"),
         ],
         kept=kept,
@@ -173,7 +173,7 @@ def guidance_interval(bench: Bench) -> Row:
         *(f"scale {STRONG:g} everywhere", bench.n, effect, part.calls, part.seconds),
         [
             above("right, difference", effect.difference, 0, "%"),
-            below("misfit, difference", kept.difference, 0, firm=True),
+            below("misfit, difference", kept.difference, 0),
             exact("fewer calls than everywhere", part.calls < full.calls),
         ],
         kept=kept,

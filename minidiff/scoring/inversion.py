@@ -163,8 +163,8 @@ def interpolation(bench: Bench) -> Row:
         *("Interpolation", f"slerp halfway between two noises, {HALFWAY} steps"),
         *("the straight line's middle", bench.n, effect, round_.calls, round_.seconds),
         [
-            above("valid, difference", effect.difference, 0, "%", firm=True),
-            below("misfit, difference", misfits.difference, 0, firm=True),
+            above("valid, difference", effect.difference, 0, "%"),
+            below("misfit, difference", misfits.difference, 0),
         ],
         kept=misfits,
         pictures={"slerp": round_.images[:4], "straight line": straight.images[:4]},

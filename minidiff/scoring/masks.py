@@ -53,7 +53,7 @@ def sdedit_strokes(bench: Bench) -> Row:
         *("the strokes themselves; for the distance, the caption alone", bench.n),
         *(effect, drawn.calls, drawn.seconds),
         [
-            above("real and as meant, difference", effect.difference, 0, "%", firm=True),
+            above("real and as meant, difference", effect.difference, 0, "%"),
             below("distance, difference", kept.difference, 0, firm=True),
             below(f"misfit at strength {STRENGTHS[-1]}, less that at {STRENGTHS[0]}", gain, 0),
             rising(f"distance to the strokes at strengths {strengths}", distances),
@@ -157,7 +157,7 @@ def repaint_holes(bench: Bench) -> Row:
         *("RePaint", f"{FILL_STEPS} steps, each {TIMES} times, no caption; five kinds of holes"),
         *("plain replacement with as many calls", bench.n, effect, arm.calls, arm.seconds),
         [
-            above("whole again, difference", effect.difference, 0, "%", firm=True),
+            above("whole again, difference", effect.difference, 0, "%"),
             exact("as many network calls", abs(arm.calls - naive.calls) < 1),
             exact("kept pixels are the image's bit for bit", _same(arm, bench.images, keep)),
         ],

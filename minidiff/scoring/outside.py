@@ -55,7 +55,7 @@ def classifier_guidance(bench: Bench) -> Row:
         *("Classifier guidance", f"scale {SCALE:g}, {STEPS} steps, of the null condition"),
         *("scale 0", bench.n, effect, arm.calls, arm.seconds),
         [
-            above("right, difference", effect.difference, 0, "%", firm=True),
+            above("right, difference", effect.difference, 0, "%"),
             rising(
                 "right at scales 0, 1, 3",
                 [100 * hits[scale].double() for scale in SCALES[:3]],
@@ -141,7 +141,7 @@ def clip_guidance(bench: Bench) -> Row:
         *("CLIP guidance", f"scale {CLIP_SCALE:g}, {CUTS} cut-outs, through the network"),
         *("scale 0", len(wanted), effect, arm.calls, arm.seconds),
         [
-            above("right, difference", effect.difference, 10, "%", firm=True),
+            above("right, difference", effect.difference, 10, "%"),
             exact("guided by another's text: no gain shown", astray.low <= 0),
         ],
         diversity=pair("diversity", "", measures.spread(arm.images), measures.spread(free.images)),

@@ -18,8 +18,11 @@ from minidiff.scoring import measures
 from minidiff.scoring.bench import STEPS, Arm, Bench
 from minidiff.scoring.outside import has_look, load_clip, looks
 from minidiff.scoring.table import Row, above, below, figure, pair, written
+from minidiff.semantic_guidance import WEIGHTS, agreement
 
-TEXT, CONTENT, STRUCTURE, STYLE = 40.0, 60.0, 20.0, 20.0  # weights
+TEXT, CONTENT, STRUCTURE, STYLE = (
+    WEIGHTS[aim] for aim in ("text", "content", "structure", "style")
+)
 NEAR = 3.0  # pixels
 
 Aim = Callable[[Tensor, Tensor, Sequence[Generator]], semantic.LogProb]
@@ -83,12 +86,12 @@ def content(bench: Bench) -> Row:
     name = "Semantic guidance, content"
     encoder = _encoder(name)
     arm, free = _drawn(bench, "content", _content(encoder)), _drawn(bench, "none", None)
-    own = [f"{s.thing.colour} {s.thing.shape}" for s in bench.scenes]
-    effect = pair("same colour and shape", "%", *(has_look(own, a.images) for a in (arm, free)))
+    shares = [100 * agreement(bench.scenes, a.images) for a in (arm, free)]
+    effect = pair("attributes in common", "%", *shares)
     return Row(
         *(name, f"weight {CONTENT:g}, {2 * STEPS} steps of DDPM", "weight 0", bench.n),
         *(effect, arm.calls, arm.seconds),
-        [above("same colour and shape, difference", effect.difference, 0, "%")],
+        [above("attributes in common, difference", effect.difference, 0, "%")],
         pictures=_pictures(bench, content=arm, free=free),
     )
 
