@@ -1,8 +1,8 @@
 # `make demo` and `make test` work on a bare machine with Python 3.10 to 3.13: .ci/setup makes .venv
 # and installs the pinned packages; later calls reuse it. PYTHON=python3.12 chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint bench figures cards notebooks lessons-fast \
-	lessons-check publish env clean
+.PHONY: help demo test slow lint bench bench-check score score-quick figures cards notebooks lessons-fast \
+	lessons-check site site-test publish env clean
 PY := .venv/bin/python
 
 help:  ## show this list
@@ -26,6 +26,15 @@ lint: env  ## what the pre-commit hooks check: ruff, line ends, file sizes
 bench: env  ## time minidiff beside diffusers
 	$(PY) -m benchmarks.run
 
+bench-check: env  ## time a part of that, against the record
+	$(PY) -m benchmarks.run --check
+
+score: env  ## every method on the same seeds against its control: docs/scorecard.md
+	$(PY) -m minidiff score -n 96
+
+score-quick: env  ## a few images of each method; fails where one that should hold does not
+	$(PY) -m minidiff score --quick
+
 figures: env  ## draw every picture the README and the lessons show
 	$(PY) -m minidiff demo
 	for script in figures/*.py; do $(PY) "$$script" || exit 1; done
@@ -43,6 +52,13 @@ lessons-fast: env  ## execute every cell of every lesson with tiny numbers, writ
 
 lessons-check: env  ## the size, pictures and form of every lesson against their limits
 	$(PY) -m notebooks.build check
+
+site:  ## the course and the documents as a site that is read offline: build/site/index.html
+	@.ci/setup requirements-site.txt
+	$(PY) -m sphinx -b html -q -W --keep-going -c docs . build/site
+
+site-test: site  ## open every page of the site in a headless browser
+	$(PY) .ci/site_test.py
 
 publish:  ## say where the repository lives: make publish OWNER=name [NAME=minidiff]
 	python3 .ci/publish.py $(OWNER) $(NAME)

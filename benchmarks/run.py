@@ -300,9 +300,17 @@ def measured(case: Case, workers: Workers, rounds: int) -> tuple[list[str], dict
     return row, {f"{name}, plain": round(plain[0], 3), f"{name}, minidiff": round(ours[0], 3)}
 
 
+def has_bfloat16() -> bool:
+    return device.has_fast_bfloat16(torch.device("cpu"))
+
+
 def check() -> list[str]:
     """Time the small network's cases in few rounds; what fell below its record, in words."""
-    recorded = json.loads(RECORD.read_text())
+    record = json.loads(RECORD.read_text())
+    if record["bfloat16"] != has_bfloat16():
+        print("not compared: the record is of another kind of processor")
+        return []
+    recorded = record["ratios"]
     workers = Workers(NETWORKS["small"])
     fallen = []
     for case in (case for case in CASES if case.network == "small"):
@@ -338,7 +346,7 @@ def report() -> tuple[str, dict[str, float]]:
         [f"`{IMPORTS[name]}`", f"{median(seconds):.2f}", f"{median(seconds) / alone:.2f}"]
         for name, seconds in imports.items()
     ]
-    bf16 = "with" if device.has_fast_bfloat16(torch.device("cpu")) else "without"
+    bf16 = "with" if has_bfloat16() else "without"
     columns = ["diffusers/plain", "wanted", "diffusers/minidiff", "wanted"]
     text = f"""\
 Written by `python -m benchmarks.run`; the first lines of that file say what is compared and how.
@@ -373,7 +381,8 @@ def main() -> None:
     text, ratios = report()
     print("\n" + text)
     RESULTS.write_text(f"# Speed beside diffusers\n\n{text}", encoding="utf-8")
-    RECORD.write_text(json.dumps(ratios, indent=1) + "\n", encoding="utf-8")
+    record = {"bfloat16": has_bfloat16(), "ratios": ratios}
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {RESULTS} and {RECORD}")
 
 

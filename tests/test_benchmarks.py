@@ -57,7 +57,8 @@ def test_gradients_come_from_the_end_of_the_network_first():
 def test_check_tells_what_fell_below_its_record(monkeypatch, tmp_path):
     cases = [case for case in run.CASES if case.network == "small"]
     names = [f"{c.task}, small, batch {c.batch}, {kind}" for c in cases for kind in run.WORKERS]
-    (tmp_path / "results.json").write_text(json.dumps(dict.fromkeys(names, 2.0)))
+    record = {"bfloat16": run.has_bfloat16(), "ratios": dict.fromkeys(names, 2.0)}
+    (tmp_path / "results.json").write_text(json.dumps(record))
     speeds = {}  # of minidiff against diffusers, by task
 
     class Fake:
@@ -78,6 +79,8 @@ def test_check_tells_what_fell_below_its_record(monkeypatch, tmp_path):
     assert run.check() == []
     speeds["training_step"] = 1.4
     assert len(run.check()) == 1 and "training_step" in run.check()[0]
+    monkeypatch.setattr(run, "has_bfloat16", lambda: not record["bfloat16"])
+    assert run.check() == []  # another kind of processor is no regression
 
 
 @pytest.mark.slow
