@@ -373,10 +373,9 @@ for what, names, texts in (
 # means.
 
 # %%
-print("             " + "  ".join(colour[:4] for colour in shapes.COLOURS))
 sweep = {scale: (scale * U[:1] @ classes.T).softmax(1)[0] for scale in (1, 10, s.item(), 100)}
 for scale, p in sweep.items():
-    print(f"scale {scale:5.1f}: " + "  ".join(f"{v:.2f}" for v in p))
+    print(f"{scale:5.1f}:", *(f"{name} {v:.2f}" for name, v in zip(shapes.COLOURS, p, strict=True)))
 assert sweep[1].max() < 0.35 < sweep[100].max()
 plot.grid(x[:8], [shapes.COLOURS[i] for i in probs[:8].argmax(1)]).reduce(2)
 

@@ -107,13 +107,19 @@ plot.rows([("climbed", x[:8]), ("real", real[:8], prompts[:8])]).reduce(2)
 # %% [markdown]
 # The CLIP that was climbed likes these *better than real pictures*. The other CLIP is not so sure,
 # and the oracle sees nothing at all, as you do. A network's score, climbed by its own gradient, finds
-# the network's blind spots: that is called an *adversarial* gain. The diffusion model is there to
-# keep us among pictures. Whether that suffices, we shall measure.
+# the network's blind spots: that is called an *adversarial* gain. There are far more pictures than
+# CLIP has ever seen, and among those it has never seen, some score high by accident.
+#
+# The diffusion model is there to keep us among pictures: at every step it draws whatever it is
+# given back towards what it knows. Whether that suffices, we shall measure.
 #
 # ## Round 1: push the noise
 #
-# As in lesson 6, a score is added by changing $\epsilon$. It is the score $S$ of the clean picture
-# that the network predicts from $x_t$:
+# Lesson 6 guided by a classifier that had been trained on *noisy* pictures. CLIP has seen only clean
+# ones, and of a picture at $t = 800$ it can say nothing. But the network has an opinion of what the
+# clean picture will be, its $\hat x_0$, and that can be shown to CLIP. So the score $S$ is that of
+# the prediction, and since the prediction is a function of $x_t$, so is the score. It enters as in
+# lesson 6, by changing $\epsilon$:
 #
 # $$ \hat\epsilon = \epsilon - s\,\sigma_t \nabla_{x_t} S\big(\hat x_0(x_t)\big), \qquad
 #    \hat x_0 = \frac{x_t - \sigma_t \hat\epsilon}{\alpha_t} $$
@@ -169,6 +175,9 @@ print(
 assert error < 0.02 and torch.allclose(here.alpha * ours.x0 + here.sigma * ours.eps, x, atol=1e-4)
 
 # %% [markdown]
+# The second formula must not be forgotten. A sampler moves by both halves of the prediction, and if
+# $\epsilon$ was pushed while $\hat x_0$ was not, the two no longer make up the $x_t$ they came from.
+#
 # ## Round 2: the shortcut
 #
 # The gradient through the network costs a backward pass through it. The common shortcut takes
@@ -201,7 +210,10 @@ lesson.gradients(ts, {"shortcut": ratios, "shortcut times alpha": scaled})
 # %% [markdown]
 # At pure noise the shortcut is too large by orders of magnitude: it believes that a change of $x_t$
 # arrives in $x_0$ magnified by $1/\alpha$, while the network knows that single pixels of noise mean
-# nothing. So the shortcut is multiplied by $\alpha_t$, which brings the two nearer together.
+# nothing. It also points elsewhere. Through the network, a wish for "more star here" becomes a change
+# of the noise that the network will read as more star; by the shortcut it is painted on, pixel by
+# pixel. So the shortcut is multiplied by $\alpha_t$, which brings the sizes nearer together and
+# leaves the directions apart. Its merit is the price: no backward pass through the large network.
 #
 # ### Your turn: the right alpha
 #
@@ -283,16 +295,18 @@ for name, distance in (
 
 # %% [markdown]
 # The spherical distance pulls in proportion to the angle; the cosine lets go of what is far away,
-# and far away is where one starts.
+# and far away is where one starts. (At an angle of 3, almost opposite, the cosine hardly pulls at all.)
 #
 # ## Round 4: cut-outs
 #
-# The gradient of one view is full of detail that means nothing. Show CLIP many views, each shifted
-# and slanted a little, and take the mean:
+# The gradient of one view is full of detail that means nothing: a pixel up here, a pixel down there,
+# which in sum please this network in this one position. A thing that is really there pleases it in
+# every position. So show CLIP many views, each shifted a little, and take the mean:
 #
 # $$ S(x_0) = -\frac{1}{K} \sum_{k=1}^{K} d\big(f_I(\mathrm{cut}_k(x_0)),\ w\big) . $$
 #
-# In pictures this small a cut-out must hold nearly all of it, or the thing is cut away.
+# Crowson's cut-outs, for pictures of 512 pixels, were of any size. In ours a cut-out must hold at least
+# 80% of each side, or the thing is cut away, and CLIP asks for a second one.
 
 
 # %%
@@ -381,9 +395,14 @@ plot.rows([(f"scale {s}", results[s][:8]) for s in scales]).reduce(2)
 #
 # ## Measure: three judges
 #
-# The guide is the CLIP whose gradient we followed. The judge is another CLIP, of another shape,
-# trained from another seed on other scenes. The oracle reads the scene. And as a baseline, the
-# model's own words with classifier-free guidance of scale 3, on the same seeds.
+# Who is to say whether it has worked? Not the guide: it is what we have been pulling at. The judge is
+# another CLIP, of another shape, trained from another seed on other scenes, and never used for a
+# gradient. It may share some blind spots with the guide, since both learnt from the same kind of
+# data, but not all. The oracle shares none: it draws what it thinks it sees and compares. It accepts a
+# picture only if there is one thing of the right shape and colour and nothing else.
+#
+# And a baseline on the same seeds: the model knows these words itself, so let it use them, with
+# classifier-free guidance of scale 3.
 
 # %%
 table = {s: verdict(f"scale {s}", results[s]) for s in scales}
@@ -431,7 +450,8 @@ plot.rows([(name, x[:8]) for name, x in blind.items()]).reduce(2)
 #
 # ## A picture as prompt
 #
-# The target may be the embedding of a picture. Then "like this" needs no words.
+# CLIP sends pictures and texts to the same space, so the target may as well be the embedding of a
+# picture. Then "like this" needs no words. Here six noises are pulled towards one picture.
 
 # %%
 given = real[1:2]

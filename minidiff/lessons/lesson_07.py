@@ -151,7 +151,7 @@ def twins(
 def similarity(cosines: Tensor, texts: Sequence[str]) -> plt.Figure:
     """Cosines (N,N) of images (rows) and texts (columns) as shades, the texts written below."""
     figure, axis = plt.subplots(figsize=(6.4, 4.6))
-    shown = axis.imshow(cosines, cmap="viridis", vmin=-0.4, vmax=1)
+    shown = axis.imshow(cosines.cpu().numpy(), cmap="viridis", vmin=-0.4, vmax=1)
     axis.set_xticks(range(len(texts)), texts, rotation=35, ha="right", fontsize=8)
     axis.set(yticks=range(len(cosines)), ylabel="image")
     figure.colorbar(shown, label="cosine")

@@ -202,8 +202,9 @@ def three_judges(
         left.plot(places, values, "o-", ms=4, label=name)
         left.axhline(real[name], color=f"C{i}", ls=":", lw=1)
     left.set(title="cosine with the text (dotted: real pictures)")
-    share, low, high = map(torch.tensor, zip(*shares, strict=True))
-    right.errorbar(places, share, [share - low, high - share], fmt="o-", capsize=3, ms=4)
+    share, low, high = torch.tensor(shares).T
+    error = torch.stack([share - low, high - share]).clamp(min=0).numpy()
+    right.errorbar(places, share.numpy(), error, fmt="o-", capsize=3, ms=4)
     right.axhline(baseline, color="0.5", ls="--", lw=1)
     right.annotate(
         "classifier-free guidance",
