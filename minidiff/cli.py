@@ -291,6 +291,29 @@ def evaluate_classifier(model, guides, control, number, guided, card) -> None:
 
 
 @main.command()
+@click.argument("encoder")
+@click.option("--clip", "eye", default="shapes", show_default=True, help="The CLIP it belongs to.")
+@click.option("--number", default=48, show_default=True, help="Images of each kind.")
+@click.option("--card", type=click.Path(dir_okay=False, path_type=Path), help="Write it here.")
+def evaluate_semantic(encoder, eye, number, card) -> None:
+    """Measure a CLIP's encoder of noisy images and its guidance: the figures of its card.
+
+    minidiff evaluate-semantic shapes
+    """
+    from minidiff import cards, clip, semantic_guidance, zoo
+    from minidiff.clip import noisy
+
+    _positive(number=number)
+    sees, (reads, _) = noisy.load(encoder), clip.load(eye)
+    figures = semantic_guidance.report(zoo.load("shapes"), reads, sees, number)
+    for figure in figures:
+        click.echo(cards.line(figure))
+    if card is not None:
+        command = " ".join(["minidiff", *sys.argv[1:]])
+        semantic_guidance.write_card(card, sees, figures, command)
+
+
+@main.command()
 @click.option(
     "--out", default="figures/demo.png", show_default=True, type=click.Path(dir_okay=False)
 )
