@@ -14,7 +14,7 @@ from minidiff.guidance import (
     weighted_prompts,
 )
 from minidiff.scoring import measures
-from minidiff.scoring.bench import Arm, Bench
+from minidiff.scoring.bench import GROUP, Arm, Bench
 from minidiff.scoring.table import Pair, Row, above, below, exact, figure, pair, rising
 
 SCALE, STRONG = 3.0, 8.0
@@ -61,7 +61,7 @@ def classifier_free_guidance(bench: Bench) -> Row:
                 for s, a in zip(SWEEP, arms, strict=True)
             ),
         ],
-        pictures={"scale 3": drawn.images[:4], "scale 1": plain.images[:4]},
+        pictures={"scale 3": drawn.images[::GROUP][:4], "scale 1": plain.images[::GROUP][:4]},
     )
 
 
@@ -178,7 +178,7 @@ def guidance_interval(bench: Bench) -> Row:
         ],
         kept=kept,
         diversity=pair("diversity", "", *_spread(part, full)),
-        pictures={"interval": part.images[:4], "everywhere": full.images[:4]},
+        pictures={"interval": part.images[::GROUP][:4], "everywhere": full.images[::GROUP][:4]},
     )
 
 
@@ -225,7 +225,7 @@ def _tamed(bench: Bench, name: str, setting: str, arm: Arm, control: str) -> Row
         ],
         kept=kept,
         diversity=pair("diversity", "", *_spread(arm, plain)),
-        pictures={name: arm.images[:4], control: plain.images[:4]},
+        pictures={name: arm.images[::GROUP][:4], control: plain.images[::GROUP][:4]},
     )
 
 

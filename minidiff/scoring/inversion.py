@@ -15,7 +15,7 @@ from minidiff.editing import slerp
 from minidiff.metrics import psnr
 from minidiff.samplers import ddim_step, invert, sample
 from minidiff.scoring import measures
-from minidiff.scoring.bench import Arm, Bench
+from minidiff.scoring.bench import GROUP, Arm, Bench
 from minidiff.scoring.table import Check, Row, above, below, figure, pair, written
 
 SHIFT = 20  # levels by which the broken inversion mistakes the time
@@ -126,7 +126,7 @@ def _row(
         pictures={
             "image": pictures[:4],
             "there and back": arms[-1].images[:4, 0],
-            what: control.images[:4, 0],
+            "control": control.images[:4, 0],
         },
     )
 
@@ -167,5 +167,8 @@ def interpolation(bench: Bench) -> Row:
             below("misfit, difference", misfits.difference, 0),
         ],
         kept=misfits,
-        pictures={"slerp": round_.images[:4], "straight line": straight.images[:4]},
+        pictures={
+            "slerp": round_.images[::GROUP][:4],
+            "straight line": straight.images[::GROUP][:4],
+        },
     )

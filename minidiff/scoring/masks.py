@@ -112,9 +112,9 @@ def ilvr_reference(bench: Bench) -> Row:
         diversity=pair("diversity", "", *(measures.spread(a.images) for a in (arm, free))),
         notes=[f"right with blocks of {f}: {share:.0f}%" for f, share in shares.items()],
         pictures={
-            "reference": references[:4],
-            "ILVR": arm.images[:4],
-            "without it": free.images[:4],
+            "reference": references[::GROUP][:4],
+            "ILVR": arm.images[::GROUP][:4],
+            "without it": free.images[::GROUP][:4],
         },
     )
 

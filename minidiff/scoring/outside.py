@@ -68,7 +68,7 @@ def classifier_guidance(bench: Bench) -> Row:
             f"right at scale {s:g}: {written(figure(h), '%')}, diversity {d.mean():.3f}"
             for (s, h), d in zip(hits.items(), spreads, strict=True)
         ],
-        pictures={"scale 3": arm.images[:4], "scale 0": arms[0.0].images[:4]},
+        pictures={"scale 3": arm.images[::GROUP][:4], "scale 0": arms[0.0].images[::GROUP][:4]},
     )
 
 
@@ -151,7 +151,7 @@ def clip_guidance(bench: Bench) -> Row:
             f"right by the shortcut: {written(figure(rest[2]), '%')}, {short.seconds:.2f} s; "
             f"guided by another's text: {written(figure(rest[1]), '%')}",
         ],
-        pictures={"guided": arm.images[:4], "scale 0": free.images[:4]},
+        pictures={"guided": arm.images[::GROUP][:4], "scale 0": free.images[::GROUP][:4]},
     )
 
 

@@ -118,9 +118,12 @@ def sheet(rows: Sequence[Row]) -> Image:
     """The first images of every method: what it was given, what it made, its control."""
     table = []
     for row in rows:
-        images = torch.cat([batch[:SHOWN].clamp(-1, 1) for batch in row.pictures.values()])
-        words = [label if i == 0 else "" for label in row.pictures for i in range(SHOWN)]
-        table.append((row.name, images, words))
+        images, words = [], []
+        for label, batch in row.pictures.items():
+            shown = batch[:SHOWN].clamp(-1, 1)
+            images.append(shown)
+            words += [label if i == len(shown) // 2 else "" for i in range(len(shown))]
+        table.append((row.name, torch.cat(images), words))
     return plot.rows(table, title="Every method on the first three seeds, nothing chosen")
 
 

@@ -14,7 +14,7 @@ from minidiff.denoiser import Denoiser, Prediction
 from minidiff.samplers import Step, ddim_step, ddpm_step, dpmpp_2m_step, heun_step
 from minidiff.schedule import NoiseLevel
 from minidiff.scoring import measures
-from minidiff.scoring.bench import STEPS, Arm, Bench
+from minidiff.scoring.bench import GROUP, STEPS, Arm, Bench
 from minidiff.scoring.table import Row, above, below, figure, pair, written
 
 LONG = 250  # steps of DDPM
@@ -51,7 +51,7 @@ def ddpm(bench: Bench) -> Row:
             below("diversity of the control, less half of DDPM's", figure(flat - spread / 2), 0),
         ],
         diversity=pair("diversity", "", spread, flat),
-        pictures={"DDPM": drawn.images[:4], "without noise": mute.images[:4]},
+        pictures={"DDPM": drawn.images[::GROUP][:4], "without noise": mute.images[::GROUP][:4]},
     )
 
 
@@ -74,7 +74,10 @@ def ddim(bench: Bench) -> Row:
             "diversity", "", measures.spread(drawn.images), measures.spread(mute.images)
         ),
         notes=[f"distance to the fine solution, {len(near)} images: {written(figure(near))}"],
-        pictures={"DDIM": drawn.images[:4], "DDPM without noise": mute.images[:4]},
+        pictures={
+            "DDIM": drawn.images[::GROUP][:4],
+            "DDPM without noise": mute.images[::GROUP][:4],
+        },
     )
 
 
@@ -109,7 +112,7 @@ def _solver(bench: Bench, name: str, step: Step, steps: int, calls: int, setting
             f"{written(ratios.control)}"
         ],
         kept=kept,
-        pictures={name: arm.images[:4], f"DDIM, {calls} calls": plain.images[:4]},
+        pictures={name: arm.images[::GROUP][:4], f"DDIM, {calls} calls": plain.images[::GROUP][:4]},
     )
 
 
@@ -141,7 +144,7 @@ def eta(bench: Bench) -> Row:
         [below("misfit, difference", effect.difference, 0)],
         kept=kept,
         diversity=pair("diversity", "", measures.spread(none.images), measures.spread(full.images)),
-        pictures={"eta 0": none.images[:4], "eta 1": full.images[:4]},
+        pictures={"eta 0": none.images[::GROUP][:4], "eta 1": full.images[::GROUP][:4]},
     )
 
 
@@ -157,5 +160,5 @@ def spacing(bench: Bench) -> Row:
         *(effect, trailing.calls, trailing.seconds),
         [below("misfit, difference", effect.difference, 0)],
         kept=kept,
-        pictures={"trailing": trailing.images[:4], "leading": leading.images[:4]},
+        pictures={"trailing": trailing.images[::GROUP][:4], "leading": leading.images[::GROUP][:4]},
     )

@@ -15,7 +15,7 @@ from minidiff.clip import noisy, use
 from minidiff.editing import semantic
 from minidiff.noise import per_image
 from minidiff.scoring import measures
-from minidiff.scoring.bench import STEPS, Arm, Bench
+from minidiff.scoring.bench import GROUP, STEPS, Arm, Bench
 from minidiff.scoring.outside import has_look, load_clip, looks
 from minidiff.scoring.table import Row, above, below, figure, pair, written
 from minidiff.semantic_guidance import WEIGHTS, agreement
@@ -78,7 +78,7 @@ def text(bench: Bench) -> Row:
         *(effect, arm.calls, arm.seconds),
         [above("right, difference", effect.difference, 0, "%")],
         diversity=pair("diversity", "", measures.spread(arm.images), measures.spread(free.images)),
-        pictures={"text": arm.images[:4], "no guidance": free.images[:4]},
+        pictures={"text": arm.images[::GROUP][:4], "no guidance": free.images[::GROUP][:4]},
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from exact import SCHEDULE
 
 from minidiff.denoiser import Prediction
-from minidiff.editing.diffedit import diffedit, difference, edit_mask
+from minidiff.editing.diffedit import cut, diffedit, difference, edit_mask
 from minidiff.samplers import ddim_step, invert, sample
 
 STD, SIZE, HALF = 0.3, 16, SCHEDULE.level(500)
@@ -73,6 +73,14 @@ def test_the_mask_is_the_object_that_the_captions_disagree_about():
     # Control: masks of the same area at random places.
     at_random = 1 - OBJECT.flatten()[torch.randperm(SIZE**2)].reshape_as(OBJECT)
     assert overlap(at_random, 1)[0] < 0.3
+
+
+def test_a_difference_is_cut_into_the_same_mask():
+    gap = difference(QUERY, REFERENCE, images(), HALF, generator=seeded())
+    for how in ({}, {"threshold": 0.2, "margin": 2}, {"pool": 1, "margin": 0}):
+        whole = edit_mask(QUERY, REFERENCE, images(), HALF, generator=seeded(), **how)
+        assert torch.equal(cut(gap, **how), whole)
+    assert not torch.equal(cut(gap, margin=0), cut(gap, margin=2))  # Control
 
 
 def test_a_margin_reaches_beyond_the_object_on_every_side():
