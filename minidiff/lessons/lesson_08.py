@@ -113,7 +113,6 @@ def check_weights(answer: Callable) -> str:
                 "alpha_bar is indexed by the loop counter 0, 1, 2, ...: the weight stays near 1 "
                 "at all levels. A course shipped this, and it was copied many times",
             ),
-            (table[: len(ts)], "alpha_bar is indexed by the loop counter, and not rooted"),
             (table[ts], "that is alpha_bar: alpha is its root"),
             (1 / table[ts].sqrt(), "that is what the shortcut's gradient is too large by: divide"),
             (table[[t - 1 for t in ts]].sqrt(), "off by one: alpha_bar[t] belongs to level t here"),

@@ -100,7 +100,7 @@ def test_spherical_slips(answer, told):
     ("answer", "told"),
     [
         (lambda a, ts: [a[i].sqrt() for i, t in enumerate(ts)], "loop counter 0, 1, 2"),
-        (lambda a, ts: [a[i] for i, t in enumerate(ts)], "loop counter, and not rooted"),
+        (lambda a, ts: [a[i] for i, t in enumerate(ts)], "loop counter 0, 1, 2"),
         (lambda a, ts: a[ts], "alpha is its root"),
         (lambda a, ts: 1 / a[ts].sqrt(), "too large by"),
         (lambda a, ts: a[[t - 1 for t in ts]].sqrt(), "off by one"),
