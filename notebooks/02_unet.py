@@ -60,9 +60,9 @@ print(caption)
 lesson.one_call_of(model, caption, x0, noise, (100, 300, 500, 700, 850, 1000))
 
 # %% [markdown]
-# At $t = 100$ the answer is sharp. At $t = 1000$ no eye finds a thing under the noise, and the network
-# still puts two triangles where they belong: the caption says what they are, and a trace of the
-# picture where. The edges are soft there, and the background is stained.
+# At $t = 100$ the answer is sharp. At $t = 1000$ no eye finds a thing under the noise, and the
+# network still puts two triangles where they belong: the caption says what they are, and a trace of
+# the picture where. The edges are soft there, and the background is stained.
 #
 # **Before you run on, write down what you expect:**
 #
@@ -257,9 +257,10 @@ lesson.who_looks_where(seen["up1.self.probs"], x0)
 
 # %% [markdown]
 # The upper picture shows for each word the pixels that ask for it most. Nobody has told the network
-# what a triangle is, or where: it has learnt from captions alone that *large*, *striped* and *purple*
-# belong to the thing on the left, and *small* and *cyan* to the one on the right. *Triangle* is said
-# twice, and each time asked for by another thing; *mint* and *background* are asked for all around.
+# what a triangle is, or where: it has learnt from captions alone that *large*, *striped* and
+# *purple* belong to the thing on the left, and *small* and *cyan* to the one on the right.
+# *Triangle* is said twice, and each time asked for by another thing; *mint* and *background* are
+# asked for all around.
 #
 # The lower picture is self-attention, on a map of 8 x 8. Pixels of a thing look at that thing, and
 # often at its edges; a pixel of the background (the fifth) looks at a whole region.
@@ -359,8 +360,8 @@ class MyUNet(nn.Module):
 
 
 # %% [markdown]
-# Is it the library's network? Same weights, same answers; and the names of all weights agree, or they
-# could not be loaded:
+# Is it the library's network? Same weights, same answers; and the names of all weights agree, or
+# they could not be loaded:
 
 # %%
 inputs = torch.randn(2, 3, 16, 16, generator=LESSON.generator(3)), torch.tensor([10, 700])
@@ -376,13 +377,13 @@ diagram(MyUNet(), *inputs)
 
 # %% [markdown]
 # Read it from left to right. The stem makes 16 channels of 3; `down.0.1` halves 16 x 16 to 8 x 8,
-# and all that follows until `up.0.2` happens there, on a quarter of the pixels. The last kept piece is used
-# first: the arrows nest like brackets.
+# and all that follows until `up.0.2` happens there, on a quarter of the pixels. The last kept piece
+# is used first: the arrows nest like brackets.
 #
 # ## Round 5: how far it sees
 #
-# A layer with a kernel of $k$ pixels reaches $(k-1)/2$ to each side, but after halvings its steps are
-# wider. With the strides $s$ of the layers before it,
+# A layer with a kernel of $k$ pixels reaches $(k-1)/2$ to each side, but after halvings its steps
+# are wider. With the strides $s$ of the layers before it,
 #
 # $$ r = \sum_l \frac{k_l - 1}{2} \prod_{m < l} s_m . $$
 #
@@ -430,9 +431,8 @@ for network, reach in ((stack, 1 + 1 + 1 + 1 + 1), (strided, 1 + 1 + 2 + 4)):
     assert measured == reach
 
 # %% [markdown]
-# The five convolutions of the stack (it counts the SiLUs between them as layers) reach 5 pixels, four
-# with two halvings reach 8. That is why a UNet goes
-# down at all.
+# The five convolutions of the stack (it counts the SiLUs between them as layers) reach 5 pixels,
+# four with two halvings reach 8. That is why a UNet goes down at all.
 #
 # ## Take parts away
 #
@@ -455,18 +455,19 @@ lesson.one_call({"a stack of\nconvolutions": stack} | networks)
 # %% [markdown]
 # A band is the range over the seeds: a gap wider than the bands is no accident of one seed.
 #
-# **No skips** is by far the worst, and the picture shows the symptom: what comes out is about as noisy
-# as what went in, at *low* noise too. To say which noise is in each single pixel, the network has to
-# know each single pixel, and the 8 x 8 map in the middle has no room for that.
+# **No skips** is by far the worst, and the picture shows the symptom: what comes out is about as
+# noisy as what went in, at *low* noise too. To say which noise is in each single pixel, the network
+# has to know each single pixel, and the 8 x 8 map in the middle has no room for that.
 #
-# **No time** costs a fifth to a third, on every seed. Less than many expect, for the noise can be seen: its
-# size is written into every flat piece of the picture, and the network learns to read it there. But
-# that takes a part of its work, and least succeeds at $t = 900$, where its row is the noisiest. A
-# *wrong* time is worse than none, as you will see below.
+# **No time** costs a fifth to a third, on every seed. Less than many expect, for the noise can be
+# seen: its size is written into every flat piece of the picture, and the network learns to read it
+# there. But that takes a part of its work, and least succeeds at $t = 900$, where its row is the
+# noisiest. A *wrong* time is worse than none, as you will see below.
 #
-# **No attention** costs nothing here. On pictures of 16 pixels convolutions already reach everything,
-# and a single thing has nothing to agree with. Do not conclude that attention is useless: conclude
-# that an ablation speaks about its own task. We measure it again where there is more to agree on.
+# **No attention** costs nothing here. On pictures of 16 pixels convolutions already reach
+# everything, and a single thing has nothing to agree with. Do not conclude that attention is
+# useless: conclude that an ablation speaks about its own task. We measure it again where there is
+# more to agree on.
 #
 # Compare the row *whole* with the stack of the beginning, which has had as many steps on the same
 # pictures: from $t = 300$ to $700$ the stains are gone. Clean it is not; a hundred steps are a
@@ -485,11 +486,12 @@ for name, found in maps.items():
     print(f"{name:>23}: share of the corner pixel {found[0, 0] / found.sum():.0e}")
 
 # %% [markdown]
-# The stack ends after five pixels: outside the small square the gradient is zero, not small. The UNet
-# without attention has a say in everything, which convolutions alone cannot explain: by the formula
-# they reach 30 pixels, and the corner is 32 away. The rest comes through *group normalisation*, whose mean
-# and deviation are taken over the whole picture, so that each pixel changes every other by a
-# little. With attention the share of the far pixels is about ten times larger.
+# The stack ends after five pixels: outside the small square the gradient is zero, not small. The
+# UNet without attention has a say in everything, which convolutions alone cannot explain: by the
+# formula they reach 30 pixels, and the corner is 32 away. The rest comes through *group
+# normalisation*, whose mean and deviation are taken over the whole picture, so that each pixel
+# changes every other by a little. With attention the share of the far pixels is about ten times
+# larger.
 #
 # ## Sweep: tell it a wrong time
 #
@@ -500,12 +502,12 @@ for name, found in maps.items():
 lesson.told(model, caption, add_noise(x0, level, noise), level, (100, 300, 500, 700, 900))
 
 # %% [markdown]
-# Notice that one noisy picture gives five answers, and only the one in the middle is clean. Told far too
-# small a $t$, the network takes the noise for picture and leaves it in. Told too large a $t$, it sees
-# the things but takes the wrong amount of noise away: grain is left. This is
-# what a schedule looks like that is read at the wrong index (a published course fed it the loop's counter
-# in place of $t$). Networks count from 0 and this course's levels from 1, hence `t - 1` in
-# the library.
+# Notice that one noisy picture gives five answers, and only the one in the middle is clean. Told
+# far too small a $t$, the network takes the noise for picture and leaves it in. Told too large a
+# $t$, it sees the things but takes the wrong amount of noise away: grain is left. This is what a
+# schedule looks like that is read at the wrong index (a published course fed it the loop's counter
+# in place of $t$). Networks count from 0 and this course's levels from 1, hence `t - 1` in the
+# library.
 #
 # ## Measure: what attention does for a caption
 #
@@ -532,9 +534,9 @@ plot.rows(table).reduce(2)
 
 # %% [markdown]
 # The labels say how many pictures are right, with a 95% interval. Without cross-attention the words
-# arrive only as one average, and colours, shapes and places are no longer tied to each other. That is
-# an intervention on a trained network, so it tells what *this* network relies on; a network trained
-# without the part might have found another way.
+# arrive only as one average, and colours, shapes and places are no longer tied to each other. That
+# is an intervention on a trained network, so it tells what *this* network relies on; a network
+# trained without the part might have found another way.
 #
 # ## Watch the words
 #
@@ -566,11 +568,11 @@ small = costs(MyUNet(), torch.zeros(1, 3, 16, 16), torch.zeros(1))
 bars({"ours, 16 pixels": small, "DDPM on CIFAR-10, 32 pixels": big})
 
 # %% [markdown]
-# Parameters and work are not in the same place. In DDPM's network some sixty per cent of the parameters
-# sit at 8 x 8 pixels and below (`down 2` to `up 2`), where it is wide and pixels are few. Some sixty per
-# cent of the operations are done in `up 1` and `up 0`, where blocks take in the skips and there are
-# many pixels. Twice the side of the picture costs at least four times the operations, and not one parameter
-# more.
+# Parameters and work are not in the same place. In DDPM's network some sixty per cent of the
+# parameters sit at 8 x 8 pixels and below (`down 2` to `up 2`), where it is wide and pixels are
+# few. Some sixty per cent of the operations are done in `up 1` and `up 0`, where blocks take in the
+# skips and there are many pixels. Twice the side of the picture costs at least four times the
+# operations, and not one parameter more.
 #
 # Last, is this the network that others use? `minidiff.to_diffusers` writes a model as a folder that
 # Hugging Face's library reads. If that is installed, its answer must be ours.
@@ -589,12 +591,13 @@ assert gap is None or gap < 1e-4
 # - Residual blocks add to what passes; their last layer starts at zero.
 # - Halving makes the reach grow; attention lets every pixel ask every other, or the words.
 # - Skips carry across what the small middle cannot hold. They are a stack: last in, first out.
-# - A network learns to live without a part if it must. Only training without it shows what it is for.
+# - A network learns to live without a part if it must. Only training without it shows what it is
+#   for.
 #
 # <details><summary>1. Why is the loss without skips so much worse, and at which noise levels?</summary>
 #
-# To predict $v$ at low noise the network must give back the noise of each single pixel. Without skips
-# all of it would have to pass the 8 x 8 middle.
+# To predict $v$ at low noise the network must give back the noise of each single pixel. Without
+# skips all of it would have to pass the 8 x 8 middle.
 # </details>
 #
 # <details><summary>2. You load weights into a network whose way up joins <code>[skip, h]</code> instead of

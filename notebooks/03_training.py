@@ -109,10 +109,10 @@ print(f"deviation between pictures: drawn {x0.std(0).mean():.2f}, made {made.std
 plot.rows([("noise", noise[:8]), ("made of it", made[:8])]).reduce(2)
 
 # %% [markdown]
-# Every noise gives the same fog. The loss stays near the variance of the pictures themselves: nothing
-# ties *this* noise to *this* picture, so the best answer to a squared error is the mean of all
-# pictures, and that is what the network has learnt. It is not too small, and more training would not help:
-# the question has no better answer.
+# Every noise gives the same fog. The loss stays near the variance of the pictures themselves:
+# nothing ties *this* noise to *this* picture, so the best answer to a squared error is the mean of
+# all pictures, and that is what it has learnt. The network is not too small, and more training
+# would not help: the question has no better answer.
 #
 # ## Round 1: algorithm 1
 #
@@ -140,9 +140,9 @@ print(f"our loss {ours:.6f}, the library's {theirs:.6f}")
 assert torch.allclose(ours, theirs)
 
 # %% [markdown]
-# **Your turn, twice.** First the noising: a level $t$ from 1 to $T$ for each picture, standard normal
-# noise, and $x_t$, from `alpha_bar` (with $\bar\alpha_0 = 1$ at index 0) and a generator. Then the
-# step: given a loss, move the weights. Published courses have shipped both of them wrong.
+# **Your turn, twice.** First the noising: a level $t$ from 1 to $T$ for each picture, standard
+# normal noise, and $x_t$, from `alpha_bar` (with $\bar\alpha_0 = 1$ at index 0) and a generator.
+# Then the step: given a loss, move the weights. Published courses have shipped both of them wrong.
 
 
 # %%
@@ -182,8 +182,8 @@ lesson.check_step(my_step)
 #
 # Some levels are easy and some hopeless, and the plain loss treats them alike. With the
 # signal-to-noise ratio $\mathrm{SNR} = \alpha^2/\sigma^2$, min-SNR weights the error of $x_0$ by
-# $\min(\mathrm{SNR}, \gamma)$. An error of $v$ is one of $x_0$ times $\sqrt{\mathrm{SNR} + 1}$, so for
-# $v$ the weight is
+# $\min(\mathrm{SNR}, \gamma)$. An error of $v$ is one of $x_0$ times $\sqrt{\mathrm{SNR} + 1}$, so
+# for $v$ the weight is
 #
 # $$ w_t = \frac{\min(\mathrm{SNR}_t, \gamma)}{\mathrm{SNR}_t + 1}, \qquad \gamma = 5 $$
 
@@ -283,16 +283,16 @@ print(f"first {seen[0][0]:.1e}, highest {max(a for a, _ in seen):.1e}, last {see
 print("before it starts:", estimate(run))
 
 # %% [markdown]
-# The last line is an *estimate*: the operations of one picture were counted, and one batch was timed.
-# Make it a habit before every run. On two cores the settings above take one or two minutes, on a GPU the
-# larger ones take longer but learn a hundred times as much.
+# The last line is an *estimate*: the operations of one picture were counted, and one batch was
+# timed. Make it a habit before every run. On two cores the settings above take one or two minutes,
+# on a GPU the larger ones take longer but learn a hundred times as much.
 #
 # ## Run
 #
-# All of it together: draw a batch, the loss, the step, the averages. We keep three averages at once,
-# to compare them later. Every so often the same six noises are turned into pictures and the loss on
-# held-out pictures is taken: without such fixed *previews* nobody can tell a run that learns from one
-# that does not, for the loss hardly says it.
+# All of it together: draw a batch, the loss, the step, the averages. We keep three averages at
+# once, to compare them later. Every so often the same six noises are turned into pictures and the
+# loss on held-out pictures is taken: without such fixed *previews* nobody can tell a run that
+# learns from one that does not, for the loss hardly says it.
 
 
 # %%
@@ -338,10 +338,10 @@ print(f"{config.images:,} pictures seen, loss at the end {losses[-1]:.3f}")
 lesson.strip(previews, BATCH)
 
 # %% [markdown]
-# Read a pair of rows from left to right: same noise, same number of steps, only the weights differ. First
-# there is noise, then a grey ground with a stain, then a thing with a colour, and last its outline.
-# Early pictures change their mind from column to column, background and all, for the weights still
-# move far. As the rate falls they settle.
+# Read a pair of rows from left to right: same noise, same number of steps, only the weights differ.
+# First there is noise, then a grey ground with a stain, then a thing with a colour, and last its
+# outline. Early pictures change their mind from column to column, background and all, for the
+# weights still move far. As the rate falls they settle.
 
 # %%
 lessons.animation([plot.grid(shown[config.ema]).reduce(3) for shown in previews.values()], fps=3)
@@ -370,14 +370,14 @@ plot.rows([(names[d], x[:8]) for d, x in final.items()]).reduce(2)
 # %% [markdown]
 # Notice that:
 #
-# - averages pay while the rate is high and the weights jump. The counts above the picture say at how many
-#   moments each of them had the lower loss; one moment alone could be luck;
+# - averages pay while the rate is high and the weights jump. The counts above the picture say at
+#   how many moments each of them had the lower loss; one moment alone could be luck;
 # - at the very start a long memory is a burden, for it still holds weights that knew nothing;
 # - at the end the lines come together: as the rate falls to 0, the weights stop jumping, and a
 #   cool-down does much of what averaging does;
 # - so there is no best decay as such. Papers train a million steps and use 0.9999; in a run of
-#   hundreds such an average would still hold the noise of its start. A memory of some hundredths of the run
-#   is a sound beginning; compare, as here, at several moments, before you believe in one.
+#   hundreds such an average would still hold the noise of its start. A memory of some hundredths of
+#   the run is a sound beginning; compare, as here, at several moments, before you believe in one.
 #
 # ## Measure: can it be read?
 #
@@ -393,17 +393,17 @@ for d, x in final.items():
 print(f"{'the naive model':>16}: {lesson.readable(made.clamp(-1, 1))}")
 
 # %% [markdown]
-# The ceiling is near 100%, and the naive model's fog is at 0. For ours, look at the intervals before you call
-# one decay better than another: with 64 pictures, shares ten points apart can be chance. The
-# number is strict: a thing of two colours, or a star with a soft tip, is not read. The shipped
-# `shapes` model has seen 800,000 pictures, and of its single things 99% are read and right.
+# The ceiling is near 100%, and the naive model's fog is at 0. For ours, look at the intervals
+# before you call one decay better than another: with 64 pictures, shares ten points apart can be
+# chance. The number is strict: a thing of two colours, or a star with a soft tip, is not read. The
+# shipped `shapes` model has seen 800,000 pictures, and of its single things 99% are read and right.
 #
 # ## Does it copy?
 #
 # A model that has learnt its pictures by heart looks excellent. So look at the nearest training
 # picture of every sample, and at a number: the distance to it, over the same distance of held-out
-# pictures. Copies have a ratio near 0, as the control shows; new pictures of the same kind near 1; and
-# grain or blur, which no training picture has, lifts it above 1.
+# pictures. Copies have a ratio near 0, as the control shows; new pictures of the same kind near 1;
+# and grain or blur, which no training picture has, lifts it above 1.
 
 # %%
 everything = images.to_float(data.images[:4096])
@@ -417,10 +417,10 @@ _, index = metrics.nearest_neighbours(made[:8], everything)
 plot.rows([("samples", made[:8]), ("nearest in\ntraining", everything[index[:, 0]])]).reduce(2)
 
 # %% [markdown]
-# The nearest neighbours share place, colour and background, as they must in a world of a few hundred
-# scenes; look at the outline and the exact position for the difference. On a small set of real pictures
-# this check is the first thing to do: with a hundred butterflies a network learns them by heart,
-# and its samples look better than ever.
+# The nearest neighbours share place, colour and background, as they must in a world of a few
+# hundred scenes; look at the outline and the exact position for the difference. On a small set of
+# real pictures this check is the first thing to do: with a hundred butterflies a network learns
+# them by heart, and its samples look better than ever.
 #
 # ## Why $v$, and not $\epsilon$ or $x_0$?
 #
@@ -442,19 +442,19 @@ lesson.error_curves(exam.t, {"x0": x0_hat - x0, "eps": eps_hat - noise, "v": gue
 
 # %% [markdown]
 # One network, one set of answers, three ways to count its errors. Near the clean picture (left) the
-# $x_0$ it implies is nearly perfect, and its $\epsilon$ bad: there is hardly any noise to see. At the
-# other end it is the reverse. A network that predicts $\epsilon$ has an easy task at high noise, give
-# back what you see; but whoever wants $x_0$ from it multiplies its error by $\sigma/\alpha$, which is
-# in the thousands at $t = T$. One that predicts $x_0$ has the mirrored trouble at low noise. $v$ turns
-# from one into the other, and no factor is ever larger than 1.
+# $x_0$ it implies is nearly perfect, and its $\epsilon$ bad: there is hardly any noise to see. At
+# the other end it is the reverse. A network that predicts $\epsilon$ has an easy task at high
+# noise, give back what you see; but whoever wants $x_0$ from it multiplies its error by
+# $\sigma/\alpha$, which is in the thousands at $t = T$. One that predicts $x_0$ has the mirrored
+# trouble at low noise. $v$ turns from one into the other, and no factor is ever larger than 1.
 #
 # So the loss is largest at the *ends* or in the middle, depending on what you ask for: never compare
 # the losses of two runs that predict different things.
 #
 # ## Break it: a learning rate too high
 #
-# The same loop with a rate twenty-five times as high and no warm-up, on two seeds, beside the rate from
-# above with a short one.
+# The same loop with a rate twenty-five times as high and no warm-up, on two seeds, beside the rate
+# from above with a short one.
 
 # %%
 SHORT, SEEDS, lines, shown = LESSON.choose(3, 60, 400), (1, 2), {}, []
@@ -472,22 +472,22 @@ lesson.loss_curves("training loss", lines, "step")
 plot.rows(shown).reduce(2)
 
 # %% [markdown]
-# The symptom is in the curves: at a sound rate the loss falls from the first steps on; at the high one it
-# jumps up, and afterwards stays far above the sound curve, on both seeds. It is not NaN, for the
-# gradient's norm is clipped, so nothing stops the run for you. When a loss stands still from the first
-# minute on, divide the rate by ten before you change anything else.
+# The symptom is in the curves: at a sound rate the loss falls from the first steps on; at the high
+# one it jumps up, and afterwards stays far above the sound curve, on both seeds. It is not NaN, for
+# the gradient's norm is clipped, so nothing stops the run for you. When a loss stands still from
+# the first minute on, divide the rate by ten before you change anything else.
 #
-# The other failure you have seen above: no average, and a rate that is still high. There the held-out
-# loss of the weights as trained goes up and down between neighbouring moments, and so do tints
-# and backgrounds of the previews. Average the weights, or let the rate fall.
+# The other failure you have seen above: no average, and a rate that is still high. There the
+# held-out loss of the weights as trained goes up and down between neighbouring moments, and so do
+# tints and backgrounds of the previews. Average the weights, or let the rate fall.
 #
 # ## When it does not fit, and when the session is lost
 #
 # *Gradient accumulation*: a batch too large for the memory is split; the gradients of the parts add
-# up. *Dropped conditions*: a model with labels or captions must also learn the case without, so one in
-# ten is replaced by a null label (lesson 6 needs that). *Resuming*: Colab takes the machine away after
-# some hours, and whatever was not saved is gone. **Your turn, three times.** `run` has the attributes
-# `network`, `average`, `optimizer` and `step`.
+# up. *Dropped conditions*: a model with labels or captions must also learn the case without, so one
+# in ten is replaced by a null label (lesson 6 needs that). *Resuming*: Colab takes the machine away
+# after some hours, and whatever was not saved is gone. **Your turn, three times.** `run` has the
+# attributes `network`, `average`, `optimizer` and `step`.
 
 
 # %%
@@ -596,15 +596,15 @@ assert same(whole.objective, later.objective) and same(whole.average, later.aver
 #
 # <details><summary>1. A colleague's loss is 0.02 and yours 0.2. Is the colleague's model better?</summary>
 #
-# Not if one predicts $\epsilon$ and the other $v$, or the schedules or weights differ. Compare samples,
-# or a distance between sets of pictures.
+# Not if one predicts $\epsilon$ and the other $v$, or the schedules or weights differ. Compare
+# samples, or a distance between sets of pictures.
 # </details>
 #
 # <details><summary>2. <code>loss.backward(loss)</code> trains all the same. What does it do?</summary>
 #
-# It multiplies the gradient by the loss. Batches with a large loss count more, and as the loss falls
-# the rate falls with it. Adam, which divides by the gradient's size, hides most of it: that is why nobody
-# noticed.
+# It multiplies the gradient by the loss. Batches with a large loss count more, and as the loss
+# falls the rate falls with it. Adam, which divides by the gradient's size, hides most of it: that
+# is why nobody noticed.
 # </details>
 #
 # <details><summary>3. After a restart the loss is as before, but the previews are noise. Why?</summary>
