@@ -217,8 +217,11 @@ def check_2m(answer: Callable) -> str:
 
 
 def sheet(table: Sequence, **options) -> Image.Image:
-    """`plot.rows` at half its size and in 128 colours, small enough to be stored in a notebook."""
-    return _small(plot.rows(table, **options))
+    """`plot.rows` at half its size and in 128 colours, small enough to be stored in a notebook.
+
+    Values outside [-1, 1] are clipped, so that noise can be shown.
+    """
+    return _small(plot.rows([(name, x.clamp(-1, 1)) for name, x in table], **options))
 
 
 def strip(frames: Iterable, **options) -> Image.Image:
