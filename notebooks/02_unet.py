@@ -194,7 +194,7 @@ lesson.check_attention(my_attention)
 # ```
 # </details>
 #
-# If you left it out, the cell below still runs. The pixels of a picture attend to each other
+# The pixels of a picture attend to each other
 # (*self-attention*), or to the tokens of a caption (*cross-attention*): then $k$ and $v$ are made of
 # words. A pixel does not know where it is, so before it asks for words it is told its place.
 
@@ -470,8 +470,7 @@ lesson.one_call({"a stack of\nconvolutions": stack} | networks)
 # more to agree on.
 #
 # Compare the row *whole* with the stack of the beginning, which has had as many steps on the same
-# pictures: from $t = 300$ to $700$ the stains are gone. Clean it is not; a hundred steps are a
-# beginning, and lesson 3 goes on from there.
+# pictures: from $t = 300$ to $700$ the stains are gone. Clean it is not, after a hundred steps.
 #
 # ## Who has a say
 #
@@ -533,10 +532,10 @@ for name, tap in (
 plot.rows(table).reduce(2)
 
 # %% [markdown]
-# The labels say how many pictures are right, with a 95% interval. Without cross-attention the words
-# arrive only as one average, and colours, shapes and places are no longer tied to each other. That
-# is an intervention on a trained network, so it tells what *this* network relies on; a network
-# trained without the part might have found another way.
+# The labels say how many pictures are right, with a 95% interval. Without cross-attention none is:
+# the words arrive only as one average, which leaves things pale and in the wrong places. Switching
+# self-attention off changes nothing that 24 pictures can show; by its interval it may still cost up
+# to a seventh of them. A network for photographs may lean on both.
 #
 # ## Watch the words
 #
@@ -591,8 +590,7 @@ assert gap is None or gap < 1e-4
 # - Residual blocks add to what passes; their last layer starts at zero.
 # - Halving makes the reach grow; attention lets every pixel ask every other, or the words.
 # - Skips carry across what the small middle cannot hold. They are a stack: last in, first out.
-# - A network learns to live without a part if it must. Only training without it shows what it is
-#   for.
+# - An ablation speaks about its own task, and only with several seeds.
 #
 # <details><summary>1. Why is the loss without skips so much worse, and at which noise levels?</summary>
 #
