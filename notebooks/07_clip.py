@@ -463,7 +463,8 @@ over = plot.heatmap_over(one.expand(3, -1, -1, -1), seen)
 plot.grid(torch.cat([one, over]), ["picture", *queries]).reduce(2)
 
 # %% [markdown]
-# TO BE SEEN
+# Bright is where it looked. Each thing is found by its own words, and the whole sentence by both
+# things. The patches are 4 pixels wide, so do not expect outlines.
 #
 # ## Break it on purpose: the wrong range
 #

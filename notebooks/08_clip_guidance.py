@@ -347,8 +347,8 @@ assert spread[16] < 1 / 4
 lesson.variances(spread)
 
 # %% [markdown]
-# The variance of the gradient falls like one over the number of views, as it must for views that
-# are drawn independently. (torchvision's random crops draw *one* place for the whole batch; then
+# The variance of the gradient falls about like one over the number of views, as it must for views
+# that are drawn independently; the rest is luck of the draws. (torchvision's random crops draw *one* place for the whole batch; then
 # all pictures of a batch wobble together.)
 #
 # ## The library version, asserted equal
@@ -379,7 +379,12 @@ plot.trajectory(frames, images=3).reduce(2)
 lessons.animation(frames, fps=6)
 
 # %% [markdown]
-# TO BE SEEN
+# What the network is led to believe, from the first step to the last. At high noise the predictions
+# glare: there $\hat x_0$ is divided by a tiny $\alpha$, and every push with it. Then the network's
+# own idea of a picture takes over, the specks flow together, and a thing appears where both agree.
+#
+# Notice how late that is. Classifier-free guidance had settled the layout after a few steps; here
+# CLIP has little to say until the prediction looks like something.
 #
 # ## Sweep: the scale, on the same seeds
 
@@ -392,7 +397,10 @@ for scale in scales:
 plot.rows([(f"scale {s}", results[s][:8]) for s in scales]).reduce(2)
 
 # %% [markdown]
-# TO BE SEEN
+# Down a column the same noise is pulled harder and harder. Moderately pulled, the thing takes on the
+# shape that was asked for, often in another place and on another background, and sometimes in the
+# wrong colour. Pulled too hard, the picture breaks up into coloured patches: now the pushes are
+# larger than what the diffusion model can repair between two steps.
 #
 # ## Measure: three judges
 #
@@ -426,7 +434,18 @@ other = shapes.grade(prompts[1:] + prompts[:1], results[best]).sum()
 print(f"control: the next picture's prompt holds in {other} of {n}")
 
 # %% [markdown]
-# TO BE SEEN
+# Read the printed lines from top to bottom. The guide's cosine first rises with the picture's merit.
+# At the largest scale it no longer means anything to your eye, nor to the oracle, and whatever is
+# gained there is gained from blind spots. So a scale must never be chosen by the score that guides;
+# take another judge, on seeds that you do not report.
+#
+# The control matters as well: the same pictures, graded by *another* picture's prompt. If that came
+# out as well, the guidance would have made a fine picture of anything at all.
+#
+# And the sober comparison. The same model, asked in its own words, does better than any scale of
+# CLIP here, at a small part of the price. GLIDE found the same with human judges: its classifier-free
+# samples were preferred to its CLIP-guided ones. CLIP guidance is for what a model was *not* trained
+# to understand, and there it is a good deal better than nothing.
 #
 # ## Break it on purpose
 #
@@ -447,7 +466,12 @@ for name, x in blind.items():
 plot.rows([(name, x[:8]) for name, x in blind.items()]).reduce(2)
 
 # %% [markdown]
-# TO BE SEEN
+# Without cut-outs the score is that of one view, and large pushes go where that one view is pleased;
+# compare the guide's cosine with the judge's in the printed lines. The shortcut works at a similar
+# scale only because of the factor $\alpha$, and its pictures are coarser. Symptoms to remember: flat
+# glaring patches mean that the scale is too large; a good score with no thing in the picture means
+# that nobody but the guide was asked; a picture that hardly changes, that the gradient is weighted
+# away at high noise, where the layout is decided.
 #
 # ## A picture as prompt
 #
@@ -466,7 +490,8 @@ assert LESSON.fast or after > before
 plot.rows([("prompt, then six", torch.cat([given, x]))]).reduce(2)
 
 # %% [markdown]
-# TO BE SEEN
+# The six are not copies. They share with the prompt what the embedding holds (shape, colour, and some
+# of the background) and go their own way in the rest.
 #
 # ## Recap
 #
