@@ -46,6 +46,7 @@ path = levels.path(steps)
 captions = shapes.captions(shapes.random_scenes(6, LESSON.generator(1), pairs=0.3))
 plain, denoise = model.denoiser(captions), clamp(model.denoiser(captions))
 z = model.noise(6, LESSON.generator(0))
+print(*captions, sep="\n")
 
 # %% [markdown]
 # ## The gallery
@@ -76,7 +77,7 @@ plot.rows([(name, x.clamp(-1, 1)) for name, x in gallery.items()])
 # - **c** The network was trained too briefly.
 
 # %%
-plot.rows([("without", smooth), ("with the\nmistake", grainy.clamp(-1, 1))])
+plot.rows([("without", smooth), ("the mistake", grainy.clamp(-1, 1))])
 
 # %%
 answer_1 = ...  # "a", "b" or "c"
@@ -90,7 +91,7 @@ lesson.check_grain(answer_1)
 # picture, since nobody comes after it to take it out. In
 # [labml's annotated DDPM](https://github.com/labmlai/annotated_deep_learning_paper_implementations/blob/0157f7e76867b193653050f43dca13ac77521737/labml_nn/diffusion/ddpm/__init__.py),
 # `p_sample` adds noise at every $t$, the last one included. It went unnoticed because with all 1,000
-# steps the last dose has a deviation of 0.01; with 20 steps, as here, it is ten times that.
+# steps the last dose has a deviation of 0.01; with 20 steps, as here, it is 17 times that.
 # </details>
 #
 # The test that catches it: two different seeds must agree on the last step.
@@ -119,7 +120,7 @@ assert torch.equal(*ends), "the last step must add no noise"
 shown = [round(i * (steps - 1) / 6) for i in range(7)]
 strips = [torch.stack([x[i][1] for i in shown]).clamp(-1, 1) for x in (right, speckled)]
 names = [f"t = {path[i + 1].t:.0f}" for i in shown]
-plot.rows([("right", strips[0]), ("with the\nmistake", strips[1])], column_labels=names)
+plot.rows([("right", strips[0]), ("the mistake", strips[1])], column_labels=names)
 
 # %%
 answer_2 = ...  # "a", "b" or "c"
@@ -154,7 +155,7 @@ for name, sigma in (("sqrt(1 - alpha_bar)", level.sigma), ("1 - alpha_bar", leve
 
 # %%
 pairs = zip(right, speckled, strict=True)
-lessons.animation([torch.cat([a[:3], b[:3]]).clamp(-1, 1) for a, b in pairs], fps=5)
+lessons.animation([lesson.beside(a[:3], b[:3]) for a, b in pairs], fps=5)
 
 # %% [markdown]
 # ## Exhibit 3: a light haze
@@ -170,7 +171,7 @@ lessons.animation([torch.cat([a[:3], b[:3]]).clamp(-1, 1) for a, b in pairs], fp
 count = LESSON.choose(5, 10, 10)
 even = levels.path(count, "linspace")
 straight = lesson.walk(samplers.ddim_step, denoise, z, even)[-1]
-plot.rows([("right", straight), ("with the\nmistake", strided.clamp(-1, 1))])
+plot.rows([("right", straight), ("the mistake", strided.clamp(-1, 1))])
 
 # %%
 answer_3 = ...  # "a", "b" or "c"
@@ -263,8 +264,8 @@ assert by_t[0] < 0.05 < 0.9 < by_t[-1], "weak in noise, strong at the end"
 # A small network learns the noise of the four islands of lesson 1, with plain gradient descent (left)
 # and with Adam (right). Same seeds and batches throughout.
 #
-# - **a** Its learning rate is smaller.
-# - **b** Its gradients shrink as the loss does.
+# - **a** It was given fewer updates.
+# - **b** Its gradients are the smaller, the smaller the loss is.
 # - **c** Its batches are different.
 
 # %%
@@ -293,7 +294,8 @@ lesson.check_gradient(answer_5)
 #
 # **b.** Units 1 and 2 of the same course say `loss.backward(loss)`. The argument of `backward` is the
 # gradient that comes from above; for a loss it should be 1, which is what you get without an argument.
-# So every gradient is multiplied by the loss. Adam divides gradients by their own size, which hides
+# So every gradient is multiplied by the loss. On the left the mistake ends about where the right line
+# was half-way. Adam divides gradients by their own size, which hides
 # most of it: this is why the line has been copied into many repositories.
 # </details>
 #
@@ -367,7 +369,7 @@ lesson.check_drop(my_drop)
 
 # %%
 whole, dark = lesson.seen_by_clip(batch)
-plot.rows([("the pictures", whole), ("as CLIP\ngets them", dark)])
+plot.rows([("the pictures", whole), ("as CLIP gets them", dark)])
 
 # %%
 answer_7 = ...  # "a", "b" or "c"
@@ -382,13 +384,14 @@ lesson.check_range(answer_7)
 # middle grey is blacker than black to CLIP. It does not fail: it is just a worse judge.
 # </details>
 #
-# The test is the range itself; `minidiff.clip` refuses such images. Channels should come out
-# standardised, and they do not:
+# The test is the range itself; `minidiff.clip` refuses such images. And after CLIP's normalisation,
+# values should have a deviation of about 1:
 
 # %%
 mean = torch.tensor([0.4815, 0.4578, 0.4082]).reshape(3, 1, 1)  # CLIP's own constants
 std = torch.tensor([0.2686, 0.2613, 0.2758]).reshape(3, 1, 1)
 many, _ = shapes.render(shapes.random_scenes(200, LESSON.generator(9)))
+assert many.min() < 0, "images in [0, 1] need no mapping"
 for name, x in (("(x + 1) / 2", (many + 1) / 2), ("x as it is", many)):
     x = (x - mean) / std
     print(f"{name:<12} mean {x.mean():+.2f}, deviation {x.std():.2f}, smallest {x.min():+.1f}")

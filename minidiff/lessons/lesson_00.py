@@ -10,9 +10,12 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Generator, Tensor, nn
 
+from minidiff import plot
 from minidiff.denoiser import Denoiser
 from minidiff.lessons import Wrong, exercise, expect, mixture, require
 from minidiff.noise import per_image, randn
@@ -94,9 +97,9 @@ def check_gradient(answer):
     return choose(
         answer,
         "b",
-        "every gradient is multiplied by the loss, and learning stalls as the loss falls",
+        "every gradient is multiplied by the loss: the lower the loss, the slower it learns",
         {
-            "a": "a smaller learning rate slows both halves alike; this one starts as fast",
+            "a": "both lines have as many updates: look where they end on the x axis",
             "c": "the batches are the same, seed by seed, in both runs",
         },
     )
@@ -272,6 +275,13 @@ def dropped(captions: Sequence[str], seed: int = 0) -> tuple[list[str], list[str
     xi = torch.rand(len(captions), generator=Generator().manual_seed(seed))
     right = ["(none)" if x < 0.1 else c for x, c in zip(xi, captions, strict=True)]
     return right, ["(none)" if x > 0.1 else c for x, c in zip(xi, captions, strict=True)]
+
+
+def beside(above: Tensor, below: Tensor) -> Image.Image:
+    """One frame of an animation: two rows of pictures (B,3,H,W), three times as large."""
+    rows = [np.concatenate(list(plot.pixels(x.clamp(-1, 1))), 1) for x in (above, below)]
+    picture = Image.fromarray(np.concatenate(rows, 0))
+    return picture.resize((3 * picture.width, 3 * picture.height), Image.Resampling.NEAREST)
 
 
 def seen_by_clip(images: Tensor) -> tuple[Tensor, Tensor]:
