@@ -195,7 +195,7 @@ def _drawn_by_clip(
     from minidiff.editing import clip_guided
     from minidiff.guidance import clamp
     from minidiff.noise import per_image
-    from minidiff.samplers import ddim_step, sample
+    from minidiff.samplers import ddpm_step, sample
 
     fast, own = model.for_sampling(), per_image(Generator().manual_seed(seed), number)
     fast.network.requires_grad_(False)
@@ -203,7 +203,7 @@ def _drawn_by_clip(
     denoise = clamp(clip_guided(fast.denoiser(), clip.encoder(seer), target, scale, **how))
     x, path = model.noise(number, own), model.schedule.path(steps)
     with autocast(model.device):
-        return sample(ddim_step, denoise, x, path, generator=own, progress=True)
+        return sample(ddpm_step, denoise, x, path, generator=own, progress=True)
 
 
 def _target(seer: CLIP, target: str) -> Tensor:
