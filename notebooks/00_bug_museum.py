@@ -411,7 +411,7 @@ for name, x in (("(x + 1) / 2", (many + 1) / 2), ("x as it is", many)):
 image, _ = shapes.render(shapes.random_scenes(6, LESSON.generator(10)))
 keep = torch.arange(32).lt(16).expand(1, 1, 32, 32).to(z.device)  # the left half
 ways = lesson.known_half(free, z, path, image.to(z), keep)
-shown = [round(i * (steps - 1) / 5) for i in range(6)]
+shown = [max(steps - k, 0) for k in (9, 7, 5, 4, 3, 2)]  # the later steps
 table = []
 for name, xs in zip(("right", "with the mistake"), ways, strict=True):
     table.append((f"{name}\non the way", torch.stack([xs[i][1] for i in shown]).clamp(-1, 1)))
@@ -439,7 +439,7 @@ lesson.check_known(answer_8)
 
 # %%
 panel = {"should be": ([], [])} | {name: ([], []) for name in ("right", "no root")}
-for i, there in enumerate(path[1:]):
+for i, there in reversed(list(enumerate(path[1:]))):
     values = [there.sigma]
     values += [(xs[i] - there.alpha * image.to(z))[..., :16].std().item() for xs in ways]
     for (ts, ys), value in zip(panel.values(), values, strict=True):
