@@ -331,8 +331,8 @@ print("Euler's step is DDIM; Heun's is the library's")
 # %%
 ways = {}
 for name, step in (("the ODE (DDIM)", samplers.ddim_step), ("with dice (DDPM)", ddpm)):
-    frames = trajectory(step, mixture.denoise, start, path(200), generator=LESSON.generator(6))
-    ways[name] = [start, *(frame.x for frame in frames)]
+    walk = trajectory(step, mixture.denoise, start, path(200), generator=LESSON.generator(6))
+    ways[name] = [start, *(frame.x for frame in walk)]
 lesson.tracks(ways)
 
 # %% [markdown]

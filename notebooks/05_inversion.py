@@ -357,9 +357,9 @@ for f in (slerp, lerp):
 lesson.sheet(rows, column_labels=[f"w = {w}/6" for w in range(7)])
 
 # %% [markdown]
-# Weights 0 and 6/6 are the same in both rows, as they must be. Between them the thing moves, grows and
-# changes its ground, and at each weight it is one clean thing, never a double exposure. The straight
-# line makes do with shorter noise; whether that harms has to be counted.
+# The ends are the same in both rows, as they must be. Between them ground, place and size change, one
+# jump at a time, and each picture is one clean circle, never a double exposure. The straight line
+# makes do with shorter noise and gives nearly the same pictures; whether it harms has to be counted.
 #
 # ### Your turn: slerp
 
@@ -476,7 +476,9 @@ for broken in (invert, without_the_first_climb, at_the_level_above):
     print(f"{broken.__name__:<24} {found:.1f} dB, deviation of z {noise.std():.2f}")
 
 # %% [markdown]
-# TO BE SEEN
+# Leaving out the first climb changes the PSNR by a tenth of a decibel and the noise by a factor of
+# three: count calls, 25 steps are 25, and look at $z$. Reading the pair one level too high is plain to
+# see here, because 40 levels are far; by 20 levels, as above, it may pass for an improvement.
 #
 # ## Edit: invert, change a word, denoise
 #
@@ -487,7 +489,7 @@ for broken in (invert, without_the_first_climb, at_the_level_above):
 # fresh noise. A success is strict: the oracle must find the *same scene* but for the colour.
 
 # %%
-colours = ("blue", "orange", "purple", "yellow")
+colours = ("blue", "yellow", "purple", "green")
 edited = [f"a {colour} {shape}" for colour, (shape, _) in zip(colours, kinds, strict=True)]
 targets = [
     replace(s, thing=replace(s.thing, colour=c)) for s, c in zip(scenes, colours, strict=True)
@@ -497,8 +499,13 @@ edits = {"from its noise": invert(denoise, first, even), "fresh noise": anything
 for name, noise in edits.items():
     x = sample(ddim_step, model.denoiser(edited), noise, even)
     kept = ((x - first).square() * (1 - masks)).sum() / (1 - masks).expand_as(x).sum()
-    same = sum(found == wanted for found, wanted in zip(shapes.read(x), targets, strict=True))
-    print(f"{name:<15} {same} of {len(x)} scenes, background off by {kept.sqrt():.3f}")
+    found = [pair for pair in zip(shapes.read(x), targets, strict=True) if pair[0]]
+    same, ground = (
+        sum(a == b for a, b in found),
+        sum(a.background == b.background for a, b in found),
+    )
+    told = f"{same} of {len(x)} scenes, {ground} backgrounds kept"
+    print(f"{name:<15} {told}, background off by {kept.sqrt():.3f}")
     edits[name] = x
 lesson.sheet([("real", first), *edits.items()], column_labels=edited)
 
