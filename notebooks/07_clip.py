@@ -322,6 +322,10 @@ print(f"loss {contrast_losses[0]:.2f} -> {contrast_losses[-1]:.2f}; ln 96 = {mat
 assert LESSON.fast or contrast_losses[-1] < 0.75 * math.log(96)
 lesson.losses({"contrastive": contrast_losses}, math.log(96), "ln B: knows nothing")
 
+# %% [markdown]
+# For a good while nothing seems to happen: the curve lies on $\ln B$, as it did for the reader who
+# gave up. Then it falls in stages, as one property after the other is found to tell captions apart.
+
 # %%
 cosines = table(towers, 64)
 rank = (cosines > cosines.diagonal()[:, None]).sum(1)  # captions that fit better than the right one
@@ -336,9 +340,10 @@ lessons.animation([plot.grid(m.repeat_interleave(4, 2).repeat_interleave(4, 3)) 
 
 # %% [markdown]
 # Sixteen pictures (rows) and their captions (columns), none of them trained on, from the first step
-# to the last; white is a cosine of 1. At first everything resembles everything. Then stripes break
-# up, and a diagonal begins to show. After seconds it is a modest CLIP. The shipped one has looked
-# at 600,000 pictures, and from here on we use it.
+# to the last; white is a cosine of 1. While the loss lies on its plateau the table is nearly even.
+# Then it takes on contrast, and light squares gather on the diagonal, though others are as light:
+# the right caption is often near the top, and not often first. The shipped CLIP has looked at ten times
+# as many pictures, and from here on we use it.
 #
 # ## Zero-shot: naming without having learnt names
 #
@@ -367,6 +372,10 @@ for what, names, texts in (
     print(f"{what}, {len(texts)} templates: {lesson.graded(says, held_out, names, what)}")
 
 # %% [markdown]
+# Colours are nearly perfect, although each of these pairs of colour and shape is new. Shapes in new
+# colours are harder: a pixel has a colour, but only many pixels together have a shape. Compare the last
+# two lines, too: the mean over sentences is a steadier pointer than a single one.
+#
 # ### Sweep: the scale
 #
 # Same picture, same cosines, four scales. The learnt scale decides how much a difference of cosines
