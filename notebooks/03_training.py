@@ -106,7 +106,7 @@ with torch.no_grad():
     made = naive(noise, t_last)
 print(f"loss {loss:.2f}; variance of the pictures {(x0 - x0.mean(0)).square().mean():.2f}")
 print(f"deviation between pictures: drawn {x0.std(0).mean():.2f}, made {made.std(0).mean():.2f}")
-plot.rows([("noise", noise[:8]), ("made of it", made[:8])]).reduce(2)
+plot.rows([("noise", noise[:6]), ("made of it", made[:6])]).reduce(2)
 
 # %% [markdown]
 # Every noise gives the same fog. The loss stays near the variance of the pictures themselves:
@@ -344,7 +344,7 @@ lesson.strip(previews, BATCH)
 # weights still move far. As the rate falls they settle.
 
 # %%
-lessons.animation([plot.grid(shown[config.ema]).reduce(3) for shown in previews.values()], fps=3)
+lessons.animation([plot.grid(shown[config.ema]).reduce(4) for shown in previews.values()], fps=3)
 
 # %% [markdown]
 # ## Sweep: how long a memory?
@@ -465,7 +465,7 @@ for name, c, seeds in (("too high", hot, SEEDS), ("sound", sound, SEEDS[:1])):
         found, curve = train(c, SHORT, seed)
         smooth = torch.tensor(curve).unfold(0, 3, 1).mean(1).tolist()
         lines[f"{name}, seed {seed}"] = (range(3, SHORT + 1), smooth)
-        shown.append((f"{name},\nseed {seed}", exam.pictures(found[0], 8)))
+        shown.append((f"{name},\nseed {seed}", exam.pictures(found[0], 6)))
 lesson.loss_curves("training loss", lines, "step")
 
 # %%

@@ -77,11 +77,11 @@ def readable(images: Tensor) -> str:
 
 
 def strip(previews: Mapping[int, Mapping[float, Tensor]], batch: int) -> Image.Image:
-    """previews[step][decay]: three seeds at some eight moments, as trained above averaged."""
+    """previews[step][decay]: two seeds at some eight moments, as trained above averaged."""
     steps, columns = list(previews), min(8, len(previews))
     moments = [steps[round(i * (len(steps) - 1) / max(columns - 1, 1))] for i in range(columns)]
     table = []
-    for i in range(3):
+    for i in range(2):
         for decay in previews[steps[-1]]:
             name = "averaged" if decay else "as trained"
             found = torch.stack([previews[step][decay][i] for step in moments])
