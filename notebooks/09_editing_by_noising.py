@@ -455,9 +455,10 @@ for noised, walked in ((0.4, 0.7), (0.7, 0.4)):
 lesson.small(plot.rows(broken))
 
 # %% [markdown]
-# Less noise than claimed: the network takes what is missing for smoothness, and paints pale, flat
-# wings. More than claimed: what it cannot explain as noise it explains as picture, and grain and a
-# grey paper stay. When you see either, compare the noise you add with the level you claim.
+# Less noise than claimed: the network takes what is missing for smoothness, and paints flat, bright
+# wings without a pattern. More than claimed: what it cannot explain as noise it explains as
+# picture, and grain and a grey paper stay. When you see either, compare the noise you add with the
+# level you claim.
 
 # %%
 by_ddim = my_ilvr(denoise, references, path, 16, seeds(2, 3), step=ddim_step)

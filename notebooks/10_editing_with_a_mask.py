@@ -292,10 +292,9 @@ walk = trajectory(ddpm_step, denoise, x, levels, edit=paste, climb=renoise, gene
 lessons.animation(lesson.film(walk, plan), fps=6)
 
 # %% [markdown]
-# The left half of the picture is always the given one, at the noise of the level that the dot is
-# on. On each climb the picture blurs a little into noise, in the known half and the unknown one
-# alike, and comes back changed on the right only. Early swings move whole things; late ones mend
-# edges.
+# On each climb the picture drowns in noise again, and what is predicted on the way down is another.
+# First the ground settles, then where a thing stands, and its outline last: each time with the
+# known half in view, at the noise of the level that the dot is on.
 #
 # ## Sweep the passes
 #
