@@ -452,9 +452,10 @@ for query in (
 plot.rows(rows).reduce(2)
 
 # %% [markdown]
-# Best first. Colours and shapes of the queries are met at once; how a second thing or a background is
-# weighed against them can be seen further right, where no picture fits in all. The search knows nothing of the pictures but their embeddings, which need computing
-# only once. It always gives an answer: when there is no picture that fits, it gives the next best.
+# Best first. Colours are met at once; a shape is more easily exchanged for another, and of a longer query
+# some part is met rather than all: that is the weakness that zero-shot showed already. The search
+# knows nothing of the pictures but their embeddings, which need computing only once. It always gives an
+# answer: where no picture fits, it gives the next best.
 #
 # ## What does it look at?
 #
@@ -472,8 +473,9 @@ over = plot.heatmap_over(one.expand(3, -1, -1, -1), seen)
 plot.grid(torch.cat([one, over]), ["picture", *queries]).reduce(2)
 
 # %% [markdown]
-# Bright is where it looked. Each thing is found by its own words, and the whole sentence by both
-# things. The patches are 4 pixels wide, so do not expect outlines.
+# Bright is where it looked. Each thing is found by its own words. Of the whole sentence the map may
+# show one thing more than the other: it is a gradient, and says what would change the cosine most,
+# not all that is meant. The patches are 4 pixels wide, so do not expect outlines.
 #
 # ## Break it on purpose: the wrong range
 #
@@ -511,7 +513,7 @@ except ValueError as error:
     print("the library refuses:", error)
 
 # %% [markdown]
-# Nothing crashes when you do it by hand; only the answers get worse. That is the dangerous kind of
+# Nothing crashes when you do it by hand; only many answers become wrong. That is the dangerous kind of
 # bug, and the reason why the library looks at the range. The other failure of this lesson you saw
 # already: without wrong pairs, everything collapses.
 #

@@ -76,6 +76,10 @@ free, drawn = draw(unguided, z), draw(pulled(100), z)
 plot.rows([("no guidance", free[:8]), ("CLIP,\nscale 100", drawn[:8], prompts[:8])]).reduce(2)
 
 # %% [markdown]
+# A model that was given no word, and a CLIP that cannot draw: together some of the pictures are right,
+# some nearly (the right shape in a wrong colour, a second thing beside it), some not. Do not believe a
+# single row of eight, though; we shall count.
+#
 # **Before you run on, write down what you expect:**
 #
 # 1. Do we need the diffusion model? Why not climb up CLIP's score from a grey picture?
