@@ -107,12 +107,12 @@ def diffedit_mask(bench: Bench) -> Sweep:
 
 
 def diffedit_strength(bench: Bench) -> Sweep:
-    gap = diffedit.differences(bench, None).images
-    keep = cut(gap, threshold=diffedit.THRESHOLD, margin=diffedit.MARGIN)
-    rows = []
-    for strength in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+    gap, rows = diffedit.differences(bench, None).images, []
+    settings = [(strength, diffedit.MARGIN) for strength in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
+    for strength, margin in (*settings, (diffedit.ENCODED, 1), (diffedit.ENCODED, 2)):
+        keep = cut(gap, threshold=diffedit.THRESHOLD, margin=margin)
         images = diffedit.decoded(bench, keep, strength).images
-        rows.append((f"DiffEdit {strength:g}", _edited(bench, images)))
+        rows.append((f"DiffEdit {strength:g}, margin {margin}", _edited(bench, images)))
     for strength in (0.6, 0.7, 0.8, 0.9):
         images = diffedit.by_sdedit(bench, strength).images
         rows.append((f"SDEdit {strength:g}", _edited(bench, images)))
@@ -121,7 +121,8 @@ def diffedit_strength(bench: Bench) -> Sweep:
         f"shapes, which is {diffedit.MATCHED:g}"
     )
     columns = ("strength", "new shape", "all else kept", "background PSNR")
-    return Sweep("DiffEdit", why, columns, rows, f"DiffEdit {diffedit.ENCODED:g}")
+    used = f"DiffEdit {diffedit.ENCODED:g}, margin {diffedit.MARGIN}"
+    return Sweep("DiffEdit", why, columns, rows, used)
 
 
 def _edited(bench: Bench, images: Tensor) -> tuple[str, str, str]:

@@ -158,6 +158,7 @@ def repaint_holes(bench: Bench) -> Row:
         *("plain replacement with as many calls", bench.n, effect, arm.calls, arm.seconds),
         [
             above("whole again, difference", effect.difference, 0, "%"),
+            below("misfit, difference", misfits.difference, 0, firm=True),
             exact("as many network calls", abs(arm.calls - naive.calls) < 1),
             exact("kept pixels are the image's bit for bit", _same(arm, bench.images, keep)),
         ],
