@@ -5,7 +5,7 @@ Each is a log_prob(x, level) -> (B,), as `guidance.classifier` wants it, made of
 images that arrives as an argument: encoder(x, level) -> (embedding (B,D), maps [(B,C,h,w), ...]).
 
 encoder = clip.noisy.load("shapes")
-wanted = semantic.total((60, semantic.content(encoder, picture)), (20, semantic.text(encoder, e)))
+wanted = semantic.total((1e3, semantic.text(encoder, e)), (20, semantic.style(encoder, picture)))
 images = semantic.guide(model.denoiser(), model.noise(8, g), model.schedule.path(50), wanted)
 """
 
