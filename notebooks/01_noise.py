@@ -376,9 +376,9 @@ display(lesson.scatter({f"x0 by t = {f.level.t}": f.prediction.x0 for f in momen
 forth = [schedule.add_noise(points, level, z) for level in path[::-1]]
 shown = [
     lesson.moment(x, f"noise in: t = {level.t}", lesson.island(points))
-    for x, level in zip(forth[::5], path[::-5], strict=True)
+    for x, level in zip(forth[::7], path[::-7], strict=True)
 ]
-shown += [lesson.moment(f.x, f"noise out: t = {f.level.t}", arrived) for f in frames[4::5]]
+shown += [lesson.moment(f.x, f"noise out: t = {f.level.t}", arrived) for f in frames[1::7]]
 lessons.animation(shown, fps=10)
 
 # %% [markdown]

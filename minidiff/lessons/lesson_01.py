@@ -125,9 +125,9 @@ def scatter(
     """Clouds of points (B,2,1,1) beside one another, coloured by the numbers `colours` (B,)."""
     figure, axes = plt.subplots(1, len(panels), figsize=(2.1 * len(panels), 2.3), squeeze=False)
     palette = np.array(COLOURS)
-    shown = None if colours is None else palette[colours[:1500].numpy()]
+    shown = None if colours is None else palette[colours[:1000].numpy()]
     for axis, (title, points) in zip(axes[0], panels.items(), strict=True):
-        axis.scatter(*points.flatten(1)[:1500].T, s=3, alpha=0.5, linewidths=0, c=shown)
+        axis.scatter(*points.flatten(1)[:1000].T, s=3, alpha=0.5, linewidths=0, c=shown)
         axis.set(title=title, xlim=(-side, side), ylim=(-side, side), xticks=[], yticks=[])
         axis.set_aspect("equal")
     plt.close(figure)
