@@ -57,7 +57,7 @@ scenes = shapes.random_scenes(1, LESSON.generator(2), pairs=1.0)
 x0, caption = shapes.render(scenes)[0].to(model.device), shapes.caption(scenes[0])
 noise = model.noise(1, LESSON.generator(1))
 print(caption)
-lesson.one_call_of(model, caption, x0, noise, (100, 300, 500, 700, 850, 1000))
+lesson.one_call_of(model, caption, x0, noise, (100, 300, 500, 700, 1000))
 
 # %% [markdown]
 # At $t = 100$ the answer is sharp. At $t = 1000$ no eye finds a thing under the noise, and the
@@ -528,7 +528,7 @@ for name, tap in (
     drawn = sample(ddim_step, clamp(model.denoiser(captions, tap=tap)), z, path)
     right = int(shapes.grade(captions, drawn).sum())
     low, high = wilson(right, n)
-    table.append((f"{name}\n{right} of {n} right\n{low:.0%} to {high:.0%}", drawn[:8]))
+    table.append((f"{name}\n{right} of {n} right\n{low:.0%} to {high:.0%}", drawn[:6]))
 plot.rows(table).reduce(2)
 
 # %% [markdown]
@@ -547,8 +547,8 @@ path, pictures = model.schedule.path(LESSON.choose(4, 12, 30)), []
 with torch.no_grad():
     denoise = clamp(model.denoiser(caption, tap=tap_all))
     for frame in trajectory(ddim_step, denoise, noise, path):
-        maps = lesson.word_maps(seen["up0.cross.probs"], words, frame.prediction.x0, frame.x)
-        pictures.append(maps)
+        maps, x0_hat = seen["up0.cross.probs"], frame.prediction.x0
+        pictures.append(lesson.frame(maps, words, x0_hat, frame.x))
 lessons.animation(pictures, fps=4)
 
 # %% [markdown]

@@ -265,18 +265,32 @@ def who_looks_where(probs: Tensor, x0: Tensor) -> Image.Image:
     return plot.rows([("who asks\n(yellow)", under), ("where it looks", over)]).reduce(2)
 
 
-def word_maps(
-    probs: Tensor, words: Sequence[str], x0: Tensor, noisy: Tensor | None = None
-) -> Image.Image:
+SILENT = ("a", "an", "at", "the", "on", "of")  # words that say nothing by themselves
+
+
+def word_maps(probs: Tensor, words: Sequence[str], x0: Tensor) -> Image.Image:
     """Cross-attention (N, L) of a square map: where each word that says something is looked for."""
-    said = [i for i, word in enumerate(words) if word not in ("a", "an", "at", "the", "on", "of")]
+    said = [word for word in words if word not in SILENT]
+    return plot.grid(_maps(probs, words, x0, said), said, columns=6).reduce(2)
+
+
+def frame(probs: Tensor, words: Sequence[str], x0: Tensor, noisy: Tensor) -> Image.Image:
+    """The noisy picture, and where five of the words are looked for in what it implies."""
+    said = [word for word in dict.fromkeys(words) if word not in SILENT]
+    said = [said[i * (len(said) - 1) // 4] for i in range(5)]
+    shown = torch.cat([noisy.clamp(-1, 1), _maps(probs, words, x0, said)])
+    return plot.grid(shown, ["x_t", *said]).reduce(3)
+
+
+def _maps(probs: Tensor, words: Sequence[str], x0: Tensor, said: Sequence[str]) -> Tensor:
+    """Pictures (len(said), 3, H, W): x0 in grey under the attention to each word of `said`."""
+    left, at = list(words), []
+    for word in said:  # a word said twice is two tokens
+        at.append(left.index(word))
+        left[at[-1]] = ""
     side = math.isqrt(len(probs))
-    maps = probs.T[said].reshape(-1, side, side)
-    shown = plot.heatmap_over(x0.expand(len(said), -1, -1, -1), maps)
-    labels = [words[i] for i in said]
-    if noisy is not None:
-        shown, labels = torch.cat([noisy.clamp(-1, 1), shown]), ["x_t", *labels]
-    return plot.grid(shown, labels, columns=6).reduce(2 if noisy is None else 3)
+    maps = probs.T[at].reshape(-1, side, side)
+    return plot.heatmap_over(x0.expand(len(said), -1, -1, -1), maps)
 
 
 def self_off(level: NoiseLevel, site: str, value: Tensor) -> Tensor:
