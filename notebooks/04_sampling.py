@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 4. Sampling: from noise to a picture
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/minidiff/minidiff/blob/main/notebooks/04_sampling.ipynb)
+# [![Open in Colab](../figures/colab.svg)](https://colab.research.google.com/github/minidiff/minidiff/blob/main/notebooks/04_sampling.ipynb)
 #
 # A trained network only says which noise it sees in a picture. Who walks from pure noise to a
 # picture, in how many steps, and with how much fresh noise on the way? In this lesson you write

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 5. Inversion and interpolation: from a picture to its noise
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/minidiff/minidiff/blob/main/notebooks/05_inversion.ipynb)
+# [![Open in Colab](../figures/colab.svg)](https://colab.research.google.com/github/minidiff/minidiff/blob/main/notebooks/05_inversion.ipynb)
 #
 # Lesson 4 walked from noise to pictures along smooth paths, without dice. A path without dice can
 # be walked backwards: from a picture to *the* noise it would have come from. In this lesson you

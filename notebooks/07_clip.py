@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 7. CLIP: pictures and words in one space
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/minidiff/minidiff/blob/main/notebooks/07_clip.ipynb)
+# [![Open in Colab](../figures/colab.svg)](https://colab.research.google.com/github/minidiff/minidiff/blob/main/notebooks/07_clip.ipynb)
 #
 # Two networks, one for pictures and one for texts, that send what belongs together to the same
 # place. Nobody tells them what a colour is; they only learn which caption came with which picture.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 8. CLIP guidance, honestly
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/minidiff/minidiff/blob/main/notebooks/08_clip_guidance.ipynb)
+# [![Open in Colab](../figures/colab.svg)](https://colab.research.google.com/github/minidiff/minidiff/blob/main/notebooks/08_clip_guidance.ipynb)
 #
 # A diffusion model that was never told anything, and a CLIP that can say how well a picture fits a
 # text. Let the one draw and the other pull at its hand. In 2021 this was how one got pictures from
@@ -89,7 +89,7 @@ plot.rows([("no guidance", free[:8]), ("CLIP,\nscale 100", drawn[:8], prompts[:8
 #
 # ## The naive way: climb
 #
-# Change the pixels so that the cosine rises, forty small steps.
+# Change the pixels so that the cosine rises, a hundred small steps.
 
 # %%
 real = shapes.render(lesson.scenes(prompts), generator=LESSON.generator(82))[0].to(z)
@@ -97,10 +97,10 @@ eyes = {"guide": (encode, target), "judge": (second, text_features(judge, prompt
 verdict = partial(lesson.verdict, prompts=prompts, eyes=eyes)
 
 x = 0.1 * torch.randn(n, 3, 32, 32, generator=LESSON.generator(83)).to(z)
-for _ in range(LESSON.choose(5, 40, 40)):
+for _ in range(LESSON.choose(5, 100, 100)):
     x = x.detach().requires_grad_()
     (g,) = torch.autograd.grad((encode(x) * target).sum(), x)
-    x = (x.detach() + 0.04 * g.sign()).clamp(-1, 1)
+    x = (x.detach() + 0.02 * g.sign()).clamp(-1, 1)
 
 # %%
 climbed, truth = verdict("climbed", x), verdict("real pictures", real)
