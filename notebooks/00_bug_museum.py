@@ -155,7 +155,8 @@ for name, sigma in (("sqrt(1 - alpha_bar)", level.sigma), ("1 - alpha_bar", leve
 
 # %%
 pairs = zip(right, speckled, strict=True)
-lessons.animation([lesson.beside(a[:3], b[:3]) for a, b in pairs], fps=5)
+frames = [lesson.beside(a[1:3], b[1:3]) for a, b in pairs]
+lessons.animation(frames[1::2], fps=3)
 
 # %% [markdown]
 # ## Exhibit 3: a light haze

@@ -148,6 +148,7 @@ def _failed_cell(notebook: NotebookNode) -> str:
 
 def _clean(notebook: NotebookNode) -> None:
     """Count cells from 1, leave out what execution adds, and store pictures as small as they go."""
+    notebook.metadata.language_info = {"name": "python"}  # no version, which changes
     codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for count, cell in enumerate(codes, 1):
         cell.execution_count = count
@@ -195,7 +196,7 @@ def output_faults(notebook: NotebookNode) -> Iterator[str]:
 def write(source: Path, notebook: NotebookNode, cost: dict) -> None:
     """The notebook beside its source, with `cost` and the picture on its card."""
     card = (
-        f"**{cost['minutes']:.1f} minutes** on one CPU core, {cost['gigabytes']:.1f} GB of memory, "
+        f"**{max(cost['minutes'], 0.1):.1f} minutes** on one CPU core, {cost['gigabytes']:.1f} GB of memory, "
         f"{_operations(cost['pflops'])} in networks"
     )
     for cell in notebook.cells:

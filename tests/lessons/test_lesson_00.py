@@ -42,7 +42,8 @@ def my_drop(compare):
 
 
 def whole_batches(labels, null, chance, generator):
-    keep = torch.rand(len(labels) // 100, generator=generator) >= chance
+    batches = len(labels) // 100
+    keep = torch.randperm(batches, generator=generator) >= chance * batches
     return torch.where(keep.repeat_interleave(100), labels, null)
 
 
