@@ -56,11 +56,11 @@ def guidance_scale(bench: Bench) -> Sweep:
 def negative_scale(bench: Bench) -> Sweep:
     rows = []
     for scale in (1.25, 1.5, 2.0, 3.0):
-        _, gone, right = guidance.negative(bench, scale)
-        figures = (written(gone.method, "%"), written(gone.control, "%"))
-        rows.append((f"{scale:g}", (*figures, written(right.method, "%"))))
+        _, _, shown, right = guidance.negative(bench, scale)
+        figures = (shown.method, shown.control, right.method)
+        rows.append((f"{scale:g}", [written(figure, "%") for figure in figures]))
     why = "the largest effect that leaves the thing right: larger scales leave the data"
-    columns = ("scale", "named background gone", "another one named", "right")
+    columns = ("scale", "unwanted background", "without a negative prompt", "right")
     return Sweep("Negative prompt", why, columns, rows, f"{guidance.AWAY:g}")
 
 
@@ -100,7 +100,10 @@ def diffedit_mask(bench: Bench) -> Sweep:
                 overlap = measures.overlap(hole, bench.things)
                 figures = (_mean(overlap), _mean(100 * covered, "%"), _mean(area, "%"))
                 rows.append((f"{name}, {threshold:g}, {margin}", figures))
-    why = "the largest overlap with the thing that also covers nearly all of the new one"
+    why = (
+        "against nothing the mask is the thing, against its caption a rim; the overlap is best "
+        "without a margin, but edits need one, see the next table"
+    )
     columns = ("against, threshold, margin", "IoU", "share of old and new covered", "area")
     used = f"nothing, {diffedit.THRESHOLD:g}, {diffedit.MARGIN}"
     return Sweep("DiffEdit's mask", why, columns, rows, used)
@@ -113,7 +116,7 @@ def diffedit_strength(bench: Bench) -> Sweep:
         keep = cut(gap, threshold=diffedit.THRESHOLD, margin=margin)
         images = diffedit.decoded(bench, keep, strength).images
         rows.append((f"DiffEdit {strength:g}, margin {margin}", _edited(bench, images)))
-    for strength in (0.6, 0.7, 0.8, 0.9):
+    for strength in (0.4, 0.5, 0.6, 0.7):
         images = diffedit.by_sdedit(bench, strength).images
         rows.append((f"SDEdit {strength:g}", _edited(bench, images)))
     why = (
@@ -171,7 +174,7 @@ def classifier_scale(bench: Bench) -> Sweep:
         figures = (_share(outside.has_look(wanted, images)), _mean(measures.spread(images)))
         rows.append((f"{scale:g}", figures))
     columns = ("scale", "right", "diversity")
-    why = "the scale of most right pictures that are still diverse"
+    why = "the largest that the paper tries; more gains little"
     return Sweep("Classifier guidance", why, columns, rows, f"{outside.SCALE:g}")
 
 

@@ -16,8 +16,8 @@ from minidiff.scoring.crude import KINDS, drawn_by_hand, holes
 from minidiff.scoring.table import Row, above, below, exact, figure, pair, rising
 
 SCALE = 3.0  # of SDEdit's caption
-STRENGTH, STRENGTHS = 0.5, (0.2, 0.4, 0.6, 0.8)  # of SDEdit, with 50 steps
-FACTOR, FACTORS = 8, (2, 4, 8, 16)  # of ILVR
+STRENGTH, STRENGTHS = 0.4, (0.2, 0.4, 0.6, 0.8)  # of SDEdit, with 50 steps
+FACTOR, FACTORS = 4, (2, 4, 8, 16)  # of ILVR
 FILL_STEPS, TIMES = 25, 10  # of RePaint
 
 

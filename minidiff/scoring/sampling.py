@@ -15,7 +15,7 @@ from minidiff.samplers import Step, ddim_step, ddpm_step, dpmpp_2m_step, heun_st
 from minidiff.schedule import NoiseLevel
 from minidiff.scoring import measures
 from minidiff.scoring.bench import GROUP, STEPS, Arm, Bench
-from minidiff.scoring.table import Row, above, below, figure, pair, written
+from minidiff.scoring.table import Pair, Row, above, below, figure, pair, written
 
 LONG = 250  # steps of DDPM
 FEW = 10  # steps where eta and spacing matter
@@ -40,45 +40,45 @@ def ddpm(bench: Bench) -> Row:
     n = bench.n // 2
     steps = 4 * STEPS if bench.quick else LONG
     drawn, mute = (_drawn(bench, step, steps, n) for step in (ddpm_step, silent_step))
-    prompts = bench.prompts[:n]
-    effect = pair("right", "%", *(measures.right(prompts, a.images) for a in (drawn, mute)))
     spread, flat = measures.spread(drawn.images), measures.spread(mute.images)
     return Row(
         *("DDPM", f"{steps} steps", "the same steps without their noise", n),
-        *(effect, drawn.calls, drawn.seconds),
+        *(pair("diversity", "", spread, flat), drawn.calls, drawn.seconds),
         [
-            above("right, difference", effect.difference, 0, "%", firm=True),
+            above("diversity, difference", figure(spread - flat), 0, firm=True),
             below("diversity of the control, less half of DDPM's", figure(flat - spread / 2), 0),
         ],
-        diversity=pair("diversity", "", spread, flat),
+        kept=_right(bench, drawn, mute),
         pictures={"DDPM": drawn.images[::GROUP][:4], "without noise": mute.images[::GROUP][:4]},
     )
 
 
 def ddim(bench: Bench) -> Row:
-    n = bench.n
-    drawn = _drawn(bench, ddim_step, 2 * STEPS, n)
-    mute = _drawn(bench, silent_step, 2 * STEPS, n)
-    effect = pair("right", "%", *(measures.right(bench.prompts, a.images) for a in (drawn, mute)))
-    near, far = (_error(bench, ddim_step, steps, "trailing") for steps in (2 * STEPS, STEPS))
-    ratio = figure(far / near)
+    drawn, mute = (_drawn(bench, step, 2 * STEPS, bench.n) for step in (ddim_step, silent_step))
+    spreads = [measures.spread(a.images) for a in (drawn, mute)]
+    effect = pair("diversity", "", *spreads)
+    coarse, fine = (_error(bench, ddim_step, k * STEPS, "trailing") for k in (2, 4))
+    ratio = figure(coarse / fine)
     return Row(
-        *("DDIM", f"eta 0, {2 * STEPS} steps", "DDPM's steps without their noise", n),
+        *("DDIM", f"eta 0, {2 * STEPS} steps", "DDPM's steps without their noise", bench.n),
         *(effect, drawn.calls, drawn.seconds),
         [
-            above("right, difference", effect.difference, 0, "%", firm=True),
-            above("error, half the steps over all of them", ratio, 1.5, firm=True),
-            below("error, half the steps over all of them", ratio, 2.6),
+            above("diversity, difference", effect.difference, 0, firm=True),
+            above("twice the steps divide the error by", ratio, 1.5),
+            below("twice the steps divide the error by", ratio, 2.5),
         ],
-        diversity=pair(
-            "diversity", "", measures.spread(drawn.images), measures.spread(mute.images)
-        ),
-        notes=[f"distance to the fine solution, {len(near)} images: {written(figure(near))}"],
+        kept=_right(bench, drawn, mute),
+        notes=[f"distance to the fine solution, {len(fine)} images: {written(figure(coarse))}"],
         pictures={
             "DDIM": drawn.images[::GROUP][:4],
             "DDPM without noise": mute.images[::GROUP][:4],
         },
     )
+
+
+def _right(bench: Bench, *arms: Arm) -> Pair:
+    prompts = bench.prompts[: len(arms[0].images)]
+    return pair("right", "%", *(measures.right(prompts, a.images) for a in arms))
 
 
 def heun(bench: Bench) -> Row:
@@ -98,8 +98,7 @@ def _solver(bench: Bench, name: str, step: Step, steps: int, calls: int, setting
     coarse = _error(bench, step, (steps + 1) // 2, "log_snr")
     twice = [_error(bench, ddim_step, s, "trailing") for s in (STEPS, 2 * STEPS)]
     ratios = pair("", "", coarse / errors[0], twice[0] / twice[1])
-    prompts = bench.prompts[: bench.few]
-    kept = pair("right", "%", *(measures.right(prompts, a.images) for a in (arm, plain)))
+    kept = _right(bench, arm, plain)
     return Row(
         *(name, f"{setting}, even in the log of signal to noise", f"DDIM, {calls} calls"),
         *(bench.few, effect, arm.calls, arm.seconds),
@@ -137,7 +136,7 @@ def eta(bench: Bench) -> Row:
     none = _drawn(bench, ddim_step, FEW, bench.n)
     full = _drawn(bench, partial(ddim_step, eta=1.0), FEW, bench.n)
     effect = pair("misfit", "", *(measures.misfit(a.images) for a in (none, full)))
-    kept = pair("right", "%", *(measures.right(bench.prompts, a.images) for a in (none, full)))
+    kept = _right(bench, none, full)
     return Row(
         *("DDIM's eta", f"eta 0, {FEW} steps", "eta 1, which is DDPM", bench.n),
         *(effect, none.calls, none.seconds),
@@ -153,7 +152,7 @@ def spacing(bench: Bench) -> Row:
     leading = _drawn(bench, ddim_step, FEW, bench.n, "leading")
     arms = (trailing, leading)
     effect = pair("misfit", "", *(measures.misfit(a.images) for a in arms))
-    kept = pair("right", "%", *(measures.right(bench.prompts, a.images) for a in arms))
+    kept = _right(bench, *arms)
     return Row(
         *("Spacing of levels", f"trailing: from t = 1000, {FEW} steps"),
         *(f"leading: pure noise taken for t = {bench.schedule.path(FEW, 'leading')[0].t}", bench.n),
