@@ -195,8 +195,9 @@ def output_faults(notebook: NotebookNode) -> Iterator[str]:
 
 def write(source: Path, notebook: NotebookNode, cost: dict) -> None:
     """The notebook beside its source, with `cost` and the picture on its card."""
+    minutes = max(cost["minutes"], 0.1)
     card = (
-        f"**{max(cost['minutes'], 0.1):.1f} minutes** on one CPU core, {cost['gigabytes']:.1f} GB of memory, "
+        f"**{minutes:.1f} minutes** on one CPU core, {cost['gigabytes']:.1f} GB of memory, "
         f"{_operations(cost['pflops'])} in networks"
     )
     for cell in notebook.cells:
