@@ -537,7 +537,9 @@ stops = sample(samplers.ddpm_step, denoise, z, short, generator=LESSON.generator
 lesson.sheet([("right", right), ("noise on the\nlast step", right + grain), ("t - T//S", stops)])
 
 # %% [markdown]
-# TO BE SEEN
+# The second row has grain all over: the noise of the last move, which nothing takes away any more. The
+# third looks much the same and has another cause. Its path stops at $t = 20$, so the picture is not
+# clean yet. Two slips with one symptom; the list of levels tells them apart, so print it.
 #
 # ## The library version, and what a seed promises
 #
