@@ -462,7 +462,7 @@ lesson.check_area(my_area)
 # blend nothing, and let a loss hold the background.
 
 # %%
-seer, _ = clip.load("clip_shapes", device=model.device)
+seer, _ = clip.load("shapes", device=model.device)
 few, target = LESSON.choose(2, 6, 16), text_features(seer, ["a green star"])
 look = editing.clip_score(encoder(seer), target, cuts=8, generator=LESSON.generator(8))
 torch.set_grad_enabled(True)
