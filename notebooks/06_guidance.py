@@ -239,7 +239,7 @@ assert LESSON.fast or errors[0][1] > 5 * errors[0.1][1]
 
 # %% [markdown]
 # With $p = 0$ the row $\varnothing$ was never trained, and what the network says without a label is
-# noise. With $p = 0.9$ the label gets a tenth of the training. Ten percent costs the label little
+# noise. With $p = 0.9$ the label gets a tenth of the training. Ten percent costs the label a little
 # and buys the other prediction.
 #
 # ## Round 3: guidance
@@ -303,9 +303,10 @@ strip = [(name, torch.cat([x0[1:2] for x0 in run[::3]])) for name, run in runs.i
 plot.rows(strip, column_labels=[f"t = {here.t}" for here in path[:-1:3]]).reduce(2)
 
 # %%
-moments = zip(*runs.values(), strict=True)
-pictures = [plot.rows(list(zip(runs, pair, strict=True))).reduce(2) for pair in moments]
-lessons.animation(pictures, fps=6)
+films = {name: [x0[1:3] for x0 in run[::2]] for name, run in runs.items()}  # the horse, the ship
+moments = zip(*films.values(), strict=True)
+pictures = [plot.rows(list(zip(films, pair, strict=True))).reduce(4) for pair in moments]
+lessons.animation(pictures, fps=4)
 
 # %% [markdown]
 # Columns are t. Already after the first steps, where there is little but specks, the two differ in
