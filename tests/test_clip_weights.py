@@ -209,7 +209,7 @@ def test_of_two_at_once_one_downloads(openai, cache, monkeypatch):
 
 def test_the_archives_are_the_nine_published_ones():
     open_clip = pytest.importorskip("open_clip")
-    assert clip.available_models() == list(weights.ARCHIVES)
+    assert set(weights.ARCHIVES) <= set(clip.available_models())  # and those that ship
     assert len(weights.ARCHIVES) == 9
     for name, (sha256, filename) in weights.ARCHIVES.items():
         theirs = {"ViT-L/14@336px": "ViT-L-14-336"}.get(name, name.replace("/", "-"))

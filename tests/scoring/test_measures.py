@@ -38,7 +38,7 @@ def test_the_middle_of_a_thing_and_how_far_it_moved():
     assert (measures.centre(IMAGES) - cells).norm(dim=1).max() < 2
     moved = measures.moved(IMAGES, IMAGES.roll((3, 4), (2, 3)))
     fits = (cells - 15.5).abs().amax(1) < 1  # others wrap around
-    assert fits.any() and moved[fits] == pytest.approx(torch.full((int(fits.sum()),), 5.0))
+    assert fits.any() and moved[fits] == pytest.approx(torch.full((int(fits.sum()),), 5.0), abs=0.1)
     assert measures.centre(torch.zeros(1, 3, 32, 32)).tolist() == [[15.5, 15.5]]
 
 
