@@ -242,11 +242,11 @@ def ddim(x, prediction, here, there, eta, noise):
     return there.alpha * prediction.x0 + kept * prediction.eps + tau * noise
 
 
-x, noise = here.alpha * clouds["the data"] + here.sigma * start, start.flip(0)
-guess = mixture.denoise(x, here)
-mean, std = posterior(x, guess.x0, here, there)
-as_ddpm = (ddim(x, guess, here, there, 1, noise) - (mean + std * noise)).abs().max()
-no_dice = (ddim(x, guess, here, there, 0, noise) - mean).abs().max()
+x_t, noise = here.alpha * clouds["the data"] + here.sigma * start, start.flip(0)
+guess = mixture.denoise(x_t, here)
+mean, std = posterior(x_t, guess.x0, here, there)
+as_ddpm = (ddim(x_t, guess, here, there, 1, noise) - (mean + std * noise)).abs().max()
+no_dice = (ddim(x_t, guess, here, there, 0, noise) - mean).abs().max()
 print(f"eta = 1: off DDPM by {as_ddpm:.0e}; eta = 0: off DDPM without noise by {no_dice:.2f}")
 assert as_ddpm < 1e-12 and no_dice > 0.1
 
@@ -321,8 +321,8 @@ def heun(denoise, x, here, there, past=(), *, generator=None):
     return there.alpha * (y + ds * slope), prediction
 
 
-euler = there.alpha * (x / here.alpha + (ratio(there) - ratio(here)) * guess.eps)
-assert torch.allclose(euler, ddim(x, guess, here, there, 0, noise))
+euler = there.alpha * (x_t / here.alpha + (ratio(there) - ratio(here)) * guess.eps)
+assert torch.allclose(euler, ddim(x_t, guess, here, there, 0, noise))
 assert torch.allclose(
     *(sample(step, mixture.denoise, start, path(9)) for step in (heun, samplers.heun_step))
 )
