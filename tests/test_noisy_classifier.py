@@ -21,7 +21,7 @@ from minidiff.noisy_classifier import (
     Saver,
     scene_labels,
 )
-from minidiff.samplers import ddim_step, sample
+from minidiff.samplers import ddim_step, ddpm_step, sample
 from minidiff.schedule import NoiseSchedule
 from minidiff.training import Run, TrainConfig, TrainingSet, fit
 from minidiff.unet import UNet, UNetConfig
@@ -246,7 +246,7 @@ def model():
 
 def test_draw_starts_from_the_models_seed_whatever_the_batch(model, judge):
     prompts = ["top left", "bottom right", "top left"]
-    plain = model.sample(None, 3, steps=4, seed=5)
+    plain = model.sample(None, 3, steps=4, seed=5, step=ddpm_step)
     drawn = classifier_guidance.draw(model, judge, prompts, 0, steps=4, seed=5, progress=False)
     assert torch.equal(drawn, plain.cpu())
     one, all_ = (
@@ -320,7 +320,9 @@ def test_guide_classifier_draws_a_row_a_prompt_below_the_unguided(
         "top left",
         "bottom right",
     ]
-    plain = zoo.load(tmp_path / "model.safetensors").sample(None, 2, steps=4, seed=0)
+    plain = zoo.load(tmp_path / "model.safetensors").sample(
+        None, 2, steps=4, seed=0, step=ddpm_step
+    )
     assert torch.equal(drawn[0], plain.cpu()) and not torch.equal(drawn[1], drawn[2])
     told = call("middle")
     assert told.exit_code == 1 and "its names are place: top left" in told.output
