@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 2. A UNet from scratch
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/minidiff/minidiff/blob/main/notebooks/02_unet.ipynb)
+# [![Open in Colab](../figures/colab.svg)](https://colab.research.google.com/github/minidiff/minidiff/blob/main/notebooks/02_unet.ipynb)
 #
 # Nearly every picture a diffusion model has drawn went through one network: a UNet. In this lesson
 # you write all of it, some hundred lines, and each part is shown to be the library's part, number

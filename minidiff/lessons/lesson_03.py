@@ -14,7 +14,7 @@ from minidiff.denoiser import as_denoiser
 from minidiff.device import autocast
 from minidiff.guidance import clamp
 from minidiff.lessons import exercise, expect, require
-from minidiff.metrics import wilson
+from minidiff.metrics import bootstrap
 from minidiff.samplers import ddim_step, sample
 from minidiff.schedule import NoiseSchedule, add_noise
 
@@ -66,11 +66,13 @@ class Exam:
         return x.float().clamp(-1, 1)
 
 
-def readable(images: Tensor) -> str:
-    """The share of pictures in which the oracle finds a scene, with its 95% interval."""
-    found = sum(scene is not None for scene in shapes.read(images.cpu()))
-    low, high = wilson(found, len(images))
-    return f"{found / len(images):4.0%}, interval {low:.0%} to {high:.0%}"
+def judge(images: Tensor) -> str:
+    """How far pictures are from the nearest scene that could be drawn, by the oracle: the median
+    misfit with its 95% interval, and how many are read."""
+    _, misfit = shapes.explain(images.cpu())
+    low, high = bootstrap(misfit, lambda m: m.median(), generator=torch.Generator().manual_seed(0))
+    read = int((misfit <= shapes.TOLERANCE).sum())
+    return f"misfit {misfit.median():.2f} ({low:.2f} to {high:.2f}), {read} of {len(misfit)} read"
 
 
 # -------------------------------------------------------------------------------------- pictures
