@@ -179,7 +179,9 @@ def p2p_reweight(bench: Bench) -> Row:
             exact("factor 1 changes nothing", torch.equal(*arms[2].images.unbind(1))),
         ],
         kept=kept,
-        pictures={f"factor {f}": a.images[:4, 1] for f, a in zip(FACTORS, arms, strict=True)},
+        pictures={
+            f"factor {f}": a.images[:4, 1] for f, a in zip(FACTORS[1:], arms[1:], strict=True)
+        },
     )
 
 

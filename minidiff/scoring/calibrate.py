@@ -59,7 +59,7 @@ def negative_scale(bench: Bench) -> Sweep:
         _, _, shown, right = guidance.negative(bench, scale)
         figures = (shown.method, shown.control, right.method)
         rows.append((f"{scale:g}", [written(figure, "%") for figure in figures]))
-    why = "the largest effect that leaves the thing right: larger scales leave the data"
+    why = "the largest scale that leaves the thing right: larger ones leave the data"
     columns = ("scale", "unwanted background", "without a negative prompt", "right")
     return Sweep("Negative prompt", why, columns, rows, f"{guidance.AWAY:g}")
 
@@ -71,7 +71,7 @@ def sdedit_strength(bench: Bench) -> Sweep:
         hits = measures.right(bench.captions, images)
         distance = _mean(measures.rms(images, guides))
         rows.append((f"{strength:g}", (_share(hits), _mean(measures.misfit(images)), distance)))
-    why = "most pictures that are real and as the strokes meant"
+    why = "the largest of those with most pictures that are real and as the strokes meant"
     columns = ("strength", "real and as meant", "misfit", "distance to the strokes")
     return Sweep("SDEdit", why, columns, rows, f"{masks.STRENGTH:g}")
 
@@ -116,12 +116,12 @@ def diffedit_strength(bench: Bench) -> Sweep:
         keep = cut(gap, threshold=diffedit.THRESHOLD, margin=margin)
         images = diffedit.decoded(bench, keep, strength).images
         rows.append((f"DiffEdit {strength:g}, margin {margin}", _edited(bench, images)))
-    for strength in (0.4, 0.5, 0.6, 0.7):
+    for strength in (0.3, 0.4, 0.5, 0.6, 0.7):
         images = diffedit.by_sdedit(bench, strength).images
         rows.append((f"SDEdit {strength:g}", _edited(bench, images)))
     why = (
-        "DiffEdit: most edits that keep all else; SDEdit, its control, that of about as many new "
-        f"shapes, which is {diffedit.MATCHED:g}"
+        "DiffEdit: the paper's strength, and the margin that costs least of the background; "
+        f"SDEdit, its control, that of as many new shapes that keeps most: {diffedit.MATCHED:g}"
     )
     columns = ("strength", "new shape", "all else kept", "background PSNR")
     used = f"DiffEdit {diffedit.ENCODED:g}, margin {diffedit.MARGIN}"
@@ -189,6 +189,19 @@ def clip_scale(bench: Bench) -> Sweep:
     return Sweep("CLIP guidance", why, columns, rows, f"{outside.CLIP_SCALE:g}")
 
 
+def blended_scale(bench: Bench) -> Sweep:
+    rows = []
+    for scale in (0.0, 30.0, 100.0, 300.0, 1000.0):
+        images = outside.by_blending(bench, scale).images
+        place = outside.boxes(bench, outside.load_clip("shapes", "Blended Diffusion"))
+        seams = outside.seam(images, place.keep)
+        figures = (_share(outside.has_look(place.asked, images)), _mean(seams))
+        rows.append((f"{scale:g}", figures))
+    columns = ("scale", "right inside", "seam")
+    why = "the scale of most right pictures"
+    return Sweep("Blended Diffusion", why, columns, rows, f"{outside.BLEND_SCALE:g}")
+
+
 SWEEPS: Sequence[Callable[[Bench], Sweep]] = (
     guidance_scale,
     negative_scale,
@@ -200,6 +213,7 @@ SWEEPS: Sequence[Callable[[Bench], Sweep]] = (
     local_blend,
     classifier_scale,
     clip_scale,
+    blended_scale,
 )
 
 

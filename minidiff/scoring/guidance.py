@@ -18,7 +18,7 @@ from minidiff.scoring.bench import GROUP, Arm, Bench
 from minidiff.scoring.table import Pair, Row, above, below, exact, figure, pair, rising
 
 SCALE, STRONG = 3.0, 8.0
-AWAY = 1.5  # scale against a negative prompt: more leaves what the model knows
+AWAY = 1.25  # scale against a negative prompt: more leaves what the model knows
 SWEEP = (1.0, 2.0, 3.0, 8.0)
 LOW, HIGH = 100, 600  # where guidance by an interval is on
 PHI = 0.7
@@ -26,6 +26,10 @@ PHI = 0.7
 
 def _right(bench: Bench, *arms: Arm) -> list[torch.Tensor]:
     return [measures.right(bench.prompts, arm.images) for arm in arms]
+
+
+def _misfit(arm: Arm) -> torch.Tensor:
+    return measures.misfit(arm.images)
 
 
 def _spread(*arms: Arm) -> list[torch.Tensor]:
@@ -43,11 +47,7 @@ def classifier_free_guidance(bench: Bench) -> Row:
         [
             above("right, difference", effect.difference, 0, "%"),
             rising("right at scales 1, 2, 3, not falling", accuracies[:3], strictly=False),
-            below(
-                "diversity, scale 8 less scale 1",
-                figure(measures.spread(arms[-1].images) - measures.spread(plain.images)),
-                0,
-            ),
+            above("misfit, scale 8 less scale 3", figure(_misfit(arms[-1]) - _misfit(drawn)), 0),
             exact("scale 1 is the conditional model and 0 the other, bit for bit", _ends(bench)),
             exact("with the paper's weight for a scale they are not", not _ends(bench, off=1)),
         ],
@@ -209,7 +209,7 @@ def _tamed(bench: Bench, name: str, setting: str, arm: Arm, control: str) -> Row
             below(
                 "values at the ends, less half of the control's", figure(glare - usual / 2), 0, "%"
             ),
-            above("right, difference", effect.difference, -2, "%"),
+            above("right, difference", effect.difference, -10, "%"),
         ],
         kept=kept,
         diversity=pair("diversity", "", *_spread(arm, plain)),

@@ -41,8 +41,7 @@ def sdedit_strokes(bench: Bench) -> Row:
     drawn = from_strokes(bench, guides, STRENGTH)
     sweep = [from_strokes(bench, guides, strength) for strength in STRENGTHS]
     free = bench.from_shorts
-    misfits = [measures.misfit(arm.images) for arm in sweep]
-    gain = figure(misfits[-1] - misfits[0])
+    gain = figure(measures.misfit(drawn.images) - measures.misfit(guides))
     distances = [measures.rms(arm.images, guides) for arm in sweep]
     found = [measures.right(bench.captions, images) for images in (drawn.images, guides)]
     effect, strengths = pair("real and as meant", "%", *found), " ".join(map(str, STRENGTHS))
@@ -55,7 +54,7 @@ def sdedit_strokes(bench: Bench) -> Row:
         [
             above("real and as meant, difference", effect.difference, 0, "%"),
             below("distance, difference", kept.difference, 0, firm=True),
-            below(f"misfit at strength {STRENGTHS[-1]}, less that at {STRENGTHS[0]}", gain, 0),
+            below("misfit, less that of the strokes", gain, 0, firm=True),
             rising(f"distance to the strokes at strengths {strengths}", distances),
         ],
         kept=kept,

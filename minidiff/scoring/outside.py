@@ -7,6 +7,7 @@ FileNotFoundError, with its reason, where the network that guides is not there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -168,20 +169,36 @@ def _cosines(encode, targets: Tensor, arm: Arm, control: Arm) -> Tensor:
 # ------------------------------------------------------------------------------- Blended Diffusion
 
 
+class Local(NamedTuple):
+    """Half of the scenes, and what is asked for in the boxes around their things."""
+
+    asked: list[str]
+    targets: Tensor  # embeddings (n,D)
+    keep: Tensor  # (n,1,32,32)
+
+
+def boxes(bench: Bench, guide: CLIP) -> Local:
+    n = bench.n // 2
+    things = bench.things[:n].bool()
+    hole = things.any(2, keepdim=True) & things.any(3, keepdim=True)  # each thing's box
+    asked = [_new_look(s, t) for s, t in zip(bench.scenes[:n], bench.targets[:n], strict=True)]
+    targets = use.text_features(guide, [f"a {look}" for look in asked])
+    return Local(asked, targets, grow(1 - hole.float(), 2))
+
+
+def by_blending(bench: Bench, scale: float) -> Arm:
+    guide = load_clip("shapes", "Blended Diffusion")
+    return _local(bench, use.encoder(guide), boxes(bench, guide), scale, blended)
+
+
 def blended_diffusion(bench: Bench) -> Row:
     guide = load_clip("shapes", "Blended Diffusion")
-    encode, n = use.encoder(guide), bench.n // 2
-    images, asked = bench.images[:n], [_new_look(s, t) for s, t in _pairs(bench, n)]
-    keep = grow(1 - bench.things[:n], 2)
-    targets = use.text_features(guide, [f"a {look}" for look in asked])
-
-    def local(scale: float) -> Arm:
-        return _local(bench, encode, targets, keep, scale, blended)
-
-    arm, unasked = local(BLEND_SCALE), local(0.0)
+    encode, n, place = use.encoder(guide), bench.n // 2, boxes(bench, guide)
+    images, (asked, targets, keep) = bench.images[:n], place
+    arm, unasked = by_blending(bench, BLEND_SCALE), by_blending(bench, 0.0)
     whole = clip_arm(bench, encode, targets, BLEND_SCALE)
     pasted = torch.where(keep.bool(), images, whole.images)
-    earlier = {w: _local(bench, encode, targets, keep, BLEND_SCALE, _held(w)) for w in HELD}
+    earlier = {w: _local(bench, encode, place, BLEND_SCALE, _held(w)) for w in HELD}
     hits, none = (has_look(asked, a.images) for a in (arm, unasked))
     effect = pair("right inside", "%", hits, none)
     seams = [seam(x, keep) for x in (arm.images, pasted)]
@@ -213,10 +230,6 @@ def blended_diffusion(bench: Bench) -> Row:
     )
 
 
-def _pairs(bench: Bench, n: int):
-    return zip(bench.scenes[:n], bench.targets[:n], strict=True)
-
-
 def _new_look(scene: shapes.Scene, target: shapes.Scene) -> str:
     """The target's shape in another colour, of those that training has shown it in."""
     shape, start = target.thing.shape, shapes.COLOURS.index(scene.thing.colour)
@@ -225,15 +238,16 @@ def _new_look(scene: shapes.Scene, target: shapes.Scene) -> str:
     return f"{known[0]} {shape}"
 
 
-def _local(bench: Bench, encode, targets: Tensor, keep: Tensor, scale: float, method) -> Arm:
+def _local(bench: Bench, encode, place: Local, scale: float, method) -> Arm:
     path = bench.schedule.path(2 * STEPS)
 
     def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
-        score = clip_score(encode, targets[rows], cuts=BLEND_CUTS, generator=generators)
-        arguments = (bench.unconditional, bench.images[rows], keep[rows], path, score, scale)
+        score = clip_score(encode, place.targets[rows], cuts=BLEND_CUTS, generator=generators)
+        where = (bench.images[rows], place.keep[rows])
+        arguments = (bench.unconditional, *where, path, score, scale)
         return method(*arguments, generator=generators)
 
-    return bench.arm(draw, n=len(targets), batch=16)
+    return bench.arm(draw, n=len(place.targets), batch=16)
 
 
 def _held(background: float) -> Callable:

@@ -1,13 +1,15 @@
 """Rows of the samplers: DDPM, DDIM, Heun, DPM-Solver++(2M), eta, the spacing of levels.
 
-Drawn from the prompts of two things, without guidance. Solvers are compared with the fine solution
-of the same differential equation from the same noise, which 100 steps of DPM-Solver++(2M) give.
+DDPM is drawn without a prompt, the rest from the prompts of two things without guidance. Solvers
+are compared with the fine solution of the same differential equation from the same noise, which 100
+steps of DPM-Solver++(2M) give.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from minidiff.denoiser import Denoiser, Prediction
@@ -37,18 +39,24 @@ def _drawn(bench: Bench, step: Step, steps: int, n: int, spacing: str = "trailin
 
 
 def ddpm(bench: Bench) -> Row:
-    n = bench.n // 2
-    steps = 4 * STEPS if bench.quick else LONG
-    drawn, mute = (_drawn(bench, step, steps, n) for step in (ddpm_step, silent_step))
+    """Without a prompt, where nothing but noise tells one image from another."""
+    n, path = bench.n // 2, bench.schedule.path(4 * STEPS if bench.quick else LONG)
+    drawn, mute = (
+        bench.sampled(lambda rows: bench.unconditional, step=step, path=path, n=n)
+        for step in (ddpm_step, silent_step)
+    )
     spread, flat = measures.spread(drawn.images), measures.spread(mute.images)
     return Row(
-        *("DDPM", f"{steps} steps", "the same steps without their noise", n),
+        *("DDPM", f"{len(path) - 1} steps, no prompt", "the same steps without their noise", n),
         *(pair("diversity", "", spread, flat), drawn.calls, drawn.seconds),
         [
-            above("diversity, difference", figure(spread - flat), 0, firm=True),
-            below("diversity of the control, less half of DDPM's", figure(flat - spread / 2), 0),
+            below(
+                "diversity of the control, less half of DDPM's",
+                *(figure(flat - spread / 2), 0),
+                firm=True,
+            )
         ],
-        kept=_right(bench, drawn, mute),
+        kept=pair("valid", "%", *(measures.valid(a.images) for a in (drawn, mute))),
         pictures={"DDPM": drawn.images[::GROUP][:4], "without noise": mute.images[::GROUP][:4]},
     )
 
@@ -58,7 +66,7 @@ def ddim(bench: Bench) -> Row:
     spreads = [measures.spread(a.images) for a in (drawn, mute)]
     effect = pair("diversity", "", *spreads)
     coarse, fine = (_error(bench, ddim_step, k * STEPS, "trailing") for k in (2, 4))
-    ratio = figure(coarse / fine)
+    ratio = figure(coarse / fine, torch.median)
     return Row(
         *("DDIM", f"eta 0, {2 * STEPS} steps", "DDPM's steps without their noise", bench.n),
         *(effect, drawn.calls, drawn.seconds),
@@ -68,7 +76,7 @@ def ddim(bench: Bench) -> Row:
             below("twice the steps divide the error by", ratio, 2.5),
         ],
         kept=_right(bench, drawn, mute),
-        notes=[f"distance to the fine solution, {len(fine)} images: {written(figure(coarse))}"],
+        notes=[f"median distance to the fine solution: {written(figure(coarse, torch.median))}"],
         pictures={
             "DDIM": drawn.images[::GROUP][:4],
             "DDPM without noise": mute.images[::GROUP][:4],
@@ -94,10 +102,10 @@ def _solver(bench: Bench, name: str, step: Step, steps: int, calls: int, setting
     """A second-order solver against DDIM with as many network calls."""
     arm, plain = _exact(bench, step, steps, "log_snr"), _exact(bench, ddim_step, calls, "trailing")
     errors = [_distance(bench, a) for a in (arm, plain)]
-    effect = pair("distance to the fine solution", "", *errors)
+    effect = pair("median distance to the fine solution", "", *errors, torch.median)
     coarse = _error(bench, step, (steps + 1) // 2, "log_snr")
     twice = [_error(bench, ddim_step, s, "trailing") for s in (STEPS, 2 * STEPS)]
-    ratios = pair("", "", coarse / errors[0], twice[0] / twice[1])
+    ratios = pair("", "", coarse / errors[0], twice[0] / twice[1], torch.median)
     kept = _right(bench, arm, plain)
     return Row(
         *(name, f"{setting}, even in the log of signal to noise", f"DDIM, {calls} calls"),

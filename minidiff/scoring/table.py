@@ -82,11 +82,18 @@ def figure(values: Tensor, statistic: Callable[[Tensor], Tensor] = torch.mean) -
     return Interval(statistic(values).item(), *bootstrap(values, statistic, generator=seeded))
 
 
-def pair(what: str, unit: str, method: Tensor, control: Tensor) -> Pair:
+def pair(
+    what: str,
+    unit: str,
+    method: Tensor,
+    control: Tensor,
+    statistic: Callable[[Tensor], Tensor] = torch.mean,
+) -> Pair:
     """Values (n,) of the method and of the control on the same seeds; booleans are shares."""
     times = 100 if method.dtype == torch.bool else 1
     difference = times * (method.double() - control.double())
-    return Pair(what, unit, figure(method), figure(control), figure(difference))
+    figures = (figure(values, statistic) for values in (method, control, difference))
+    return Pair(what, unit, *figures)
 
 
 def above(what: str, found: Interval, bound: float, unit: str = "", *, firm: bool = False) -> Check:
