@@ -26,7 +26,7 @@ include_patterns = [
     *("README.md", "CONTRIBUTING.md", "notebooks/*.ipynb", "docs/*.md"),
     *("data/*.md", "benchmarks/*.md"),
 ]
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath", "amsmath", "html_image"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # they are committed with their outputs
 nb_merge_streams = True
