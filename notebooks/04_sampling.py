@@ -65,8 +65,8 @@ lesson.sheet([(f"{name}\n10 calls", x) for name, x in ten.items()])
 
 # %% [markdown]
 # The two lower rows agree: from the noise on, these samplers are deterministic. DDPM draws fresh
-# noise at every step, so its pictures are others; and ten steps are few for it, look for a thing
-# that is neither this nor that, or one too many.
+# noise at every step, so its pictures are others, and ten steps are few for it: look for one thing
+# too many.
 #
 # **Before you run on, write down what you expect:**
 #
@@ -151,8 +151,9 @@ assert spread["DDPM"] > 0.85 and spread["DDPM without noise"] < LESSON.choose(0.
 lesson.scatter(clouds)
 
 # %% [markdown]
-# Without its noise, DDPM takes every point to *one* place, the mean of all data. The network gives
-# the mean of where $x_s$ may lie; the mean of means of means is the overall mean. The noise is what
+# Without its noise, DDPM takes every point to *one* place, the middle of the heaviest Gaussian. The
+# network gives the mean of where $x_s$ may lie, and means of means draw all points together while
+# noise is high; from there they all take the same way down. The noise is what
 # chooses. Now with pictures: a caption that leaves place, size and background open, and the
 # deviation of the background's colour over the batch.
 
@@ -174,7 +175,7 @@ lesson.sheet([(name, x[:8]) for name, x in arms.items()])
 
 # %% [markdown]
 # Same network, same 25 calls. What is decided at high noise collapses first: without dice every
-# background is the same pale one, near the mean of all backgrounds. When a sampler of yours gives
+# background is the same pale one, and nobody has chosen it. When a sampler of yours gives
 # pale and similar pictures, look for noise that is missing.
 #
 # ### Your turn: one step of DDPM
