@@ -257,7 +257,7 @@ lesson.check_counter(answer_4)
 # %%
 print(f"meant:   {by_t[0]:.3f} on the first step, {by_t[-1]:.3f} on the last")
 print(f"shipped: {by_counter[0]:.3f} on the first step, {by_counter[-1]:.3f} on the last")
-assert by_t[0] < 0.05 < 0.9 < by_t[-1], "weak in noise, strong at the end"
+assert by_t[0] < 0.05 < 0.8 < by_t[-1], "weak in noise, strong at the end"
 
 # %% [markdown]
 # ## Exhibit 5: learning that stalls

@@ -40,7 +40,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 ADDRESS = re.search(r'^Repository = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
 SLUG = ADDRESS.removeprefix("https://github.com/")  # owner/name
-FAST_MINUTES = 8  # all lessons in fast mode, two at a time
+FAST_MINUTES = 8  # of CPU time, all lessons in fast mode
 
 # The first code cell of every lesson. It is plain Python, so that it can be tested without Jupyter.
 SETUP = f"""\
@@ -172,7 +172,7 @@ def _smaller(png: str) -> str:
         return png
     picture, file = Image.open(BytesIO(data)).convert("RGB"), BytesIO()
     if picture.getcolors(256) or len(data) > 40_000:
-        picture = picture.quantize(256, dither=Image.Dither.NONE)
+        picture = picture.quantize(256, kmeans=3, dither=Image.Dither.NONE)
     picture.save(file, "PNG", optimize=True)
     return base64.b64encode(min(file.getvalue(), data, key=len)).decode()
 
@@ -208,7 +208,7 @@ def write(source: Path, notebook: NotebookNode, cost: dict) -> None:
         if "card" in cell.metadata.get("tags", ()) and pngs:
             picture = Image.open(BytesIO(pngs[-1])).convert("RGB")
             picture.thumbnail((840, 840))
-            small = picture.quantize(128, dither=Image.Dither.NONE)
+            small = picture.quantize(256, kmeans=3, dither=Image.Dither.NONE)
             figure = source.parent.parent / f"figures/lesson_{source.name[:2]}.png"
             small.save(figure, optimize=True)
     nbformat.validate(notebook)
@@ -379,6 +379,8 @@ def run_all(found: Sequence[Path]) -> list[str]:
 def run_fast(found: Sequence[Path]) -> list[str]:
     """Execute with tiny numbers, two lessons at a time on one thread each."""
 
+    used = []
+
     def one(source: Path) -> str | None:
         start = time.perf_counter()
         try:
@@ -388,16 +390,17 @@ def run_fast(found: Sequence[Path]) -> list[str]:
             return str(fault)
         seconds = time.perf_counter() - start
         cpu = 60 * cost["minutes"]
+        used.append(cost["minutes"])
         print(f"{source.stem}: {seconds:.0f} s, {cpu:.0f} s of CPU time", flush=True)
         return None
 
     start = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
         faults = [fault for fault in pool.map(one, found) if fault]
-    minutes = (time.perf_counter() - start) / 60
-    print(f"{minutes:.1f} minutes in all; the limit is {FAST_MINUTES}")
+    waited, minutes = (time.perf_counter() - start) / 60, sum(used)
+    print(f"{waited:.1f} minutes, {minutes:.1f} of CPU time; the limit is {FAST_MINUTES}")
     if minutes > FAST_MINUTES:
-        faults.append(f"the fast mode takes {minutes:.1f} minutes: at most {FAST_MINUTES}")
+        faults.append(f"the fast mode takes {minutes:.1f} CPU minutes: at most {FAST_MINUTES}")
     return faults
 
 
