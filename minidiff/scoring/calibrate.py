@@ -227,7 +227,7 @@ def as_markdown(sweep: Sweep) -> str:
 
 
 @click.command()
-@click.option("-n", "--number", default=24, show_default=True, help="Scenes, a multiple of 4.")
+@click.option("-n", "--number", default=24, show_default=True, help="Scenes, a multiple of 8.")
 @click.option("--only", multiple=True, help="Sweeps by name, rather than all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the page here.")
 def main(number, only, out) -> None:

@@ -8,8 +8,8 @@ import click
 
 
 @click.command()
-@click.option("-n", "--number", default=96, show_default=True, help="Scenes, a multiple of 4.")
-@click.option("--quick", is_flag=True, help="A dozen scenes; only checks with a margin count.")
+@click.option("-n", "--number", default=96, show_default=True, help="Scenes, a multiple of 8.")
+@click.option("--quick", is_flag=True, help="Few scenes; only checks with a margin count.")
 @click.option("--seed", type=int, help="Of scenes and noises.  [default: the graded one]")
 @click.option("--out", default="docs", show_default=True, type=click.Path(path_type=Path))
 @click.option("--figure", default="figures/scorecard.png", show_default=True)

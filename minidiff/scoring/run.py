@@ -26,7 +26,7 @@ from minidiff.scoring import (
 from minidiff.scoring.bench import Bench
 from minidiff.scoring.table import Row, as_json, line, markdown
 
-QUICK = 12  # images of a quick run, of which only firm checks count
+QUICK = 16  # images of a quick run, of which only firm checks count
 SHOWN = 3  # images of each method on the sheet
 
 ROWS: Sequence[Callable[[Bench], Row]] = (

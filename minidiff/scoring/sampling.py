@@ -50,11 +50,8 @@ def ddpm(bench: Bench) -> Row:
         *("DDPM", f"{len(path) - 1} steps, no prompt", "the same steps without their noise", n),
         *(pair("diversity", "", spread, flat), drawn.calls, drawn.seconds),
         [
-            below(
-                "diversity of the control, less half of DDPM's",
-                *(figure(flat - spread / 2), 0),
-                firm=True,
-            )
+            above("diversity, difference", figure(spread - flat), 0, firm=True),
+            below("diversity of the control, less half of DDPM's", figure(flat - spread / 2), 0),
         ],
         kept=pair("valid", "%", *(measures.valid(a.images) for a in (drawn, mute))),
         pictures={"DDPM": drawn.images[::GROUP][:4], "without noise": mute.images[::GROUP][:4]},

@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
 
 class Check(NamedTuple):
-    """An acceptance check; `firm` ones hold by such a margin that a dozen images show it."""
+    """An acceptance check; `firm` ones hold by such a margin that few images show it."""
 
     what: str
     found: str
