@@ -256,7 +256,8 @@ for name, d in (("right", mixture.denoise), ("broken", told_too_late)):
         trip[name][steps] = psnr(sample(ddim_step, mixture.denoise, noise, levels), x0).median()
         off[name][steps] = (noise - reference).abs().median().item()
         print(
-            f"{name:<6} {steps:>3} steps: {trip[name][steps]:.1f} dB, z off by {off[name][steps]:.3f}"
+            f"{name:<6} {steps:>3} steps: {trip[name][steps]:.1f} dB, "
+            f"z off by {off[name][steps]:.3f}"
         )
 if not LESSON.fast:
     assert trip["broken"][20] > trip["right"][20] and trip["broken"][200] < trip["right"][200]
