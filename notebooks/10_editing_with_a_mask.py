@@ -379,7 +379,7 @@ def misprint(x, here, there, noise):
     return ratio * x + (1 - ratio**2) * noise
 
 
-here, there = path[-8], path[-9]
+here, there = path[len(path) // 2 + 1], path[len(path) // 2]
 for name, up in (("right", climb), ("misprint", misprint)):
     x = up(add_noise(images, here, z1), here, there, z2)
     print(f"{name}: noise {(x - there.alpha * images).std():.3f}, expected {there.sigma:.3f}")
@@ -396,7 +396,7 @@ plot.rows([("right", filled[:4]), ("misprint", broken)]).reduce(2)
 
 # %%
 long_jumps = right_pixel(50, 10, 10)
-assert long_jumps < again - 0.1
+assert LESSON.fast or long_jumps < again - 0.1
 
 # %% [markdown]
 # ## Blended Diffusion: a text for the hole
