@@ -1,6 +1,6 @@
 """Why the settings are what they are: sweeps on development seeds, which are never graded.
 
-    python -m minidiff.scoring.calibrate -n 24 --out benchmarks/calibration.md
+    python -m minidiff.scoring.calibrate -n 24 --out calibration.md
 
 Each sweep is drawn on the same noises; the setting in use is bold. The scorecard draws others.
 """

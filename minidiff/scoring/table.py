@@ -164,7 +164,7 @@ Every method of minidiff on the same seeds, against a control that is broken or 
 an oracle that no method has seen. {held} of {len(rows)} rows hold.
 
 By `{about["command"]}` on {about["machine"]}, in {about["minutes"]:.0f} minutes; seed
-{about["seed"]}. Settings were chosen on other seeds ([calibration](../benchmarks/calibration.md))
+{about["seed"]}. Settings were chosen on other seeds (`python -m minidiff.scoring.calibrate`)
 and then frozen. Brackets are 95% intervals; a check holds only if its whole interval does. "Stayed"
 is what an edit must not change; diversity is the root mean square difference of images of one
 prompt. Calls are the images that went through the network, and seconds the time, for one result.
