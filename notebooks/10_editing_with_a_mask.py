@@ -481,7 +481,8 @@ for name, x in rows:
     cosine = (encoder(seer)(x * (1 - hole)) @ target[0]).mean()
     right = int(lesson.same(x, wish[:few]).sum())
     print(
-        f"{name}: background {kept:.0f} dB, CLIP's cosine {cosine:.2f}, oracle: {right} of {few} right"
+        f"{name}: background {kept:.0f} dB, CLIP's cosine {cosine:.2f}, "
+        f"oracle: {right} of {few} right"
     )
 plot.rows([(name, x.clamp(-1, 1)) for name, x in rows]).reduce(2)
 
