@@ -394,8 +394,8 @@ for d, x in final.items():
 print(f"{'the naive model':>16}: {lesson.judge(made.clamp(-1, 1))}")
 
 # %% [markdown]
-# Training has gone a good part of the way from the fog to the drawn pictures, and not all of it.
-# Look at the intervals before you call one decay better than another. Being *read* is strict: a
+# The misfit does not rank them: a flat fog is explained better than a thing of two colours, though
+# your eye prefers the thing. Look at the intervals before you call one decay better than another. Being *read* is strict: a
 # thing of two colours, a soft corner, or grain fails it. The shipped `shapes` model has seen
 # 800,000 pictures, and of its single things 99% are read and right.
 #
