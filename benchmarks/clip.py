@@ -9,7 +9,7 @@ twice, with its fused attention and with attention written out. All keep the mem
 A ratio is the fastest other library's median time over minidiff's, above 1 where minidiff is
 faster, with a 95% bootstrap interval over the rounds; for the defaults, open_clip's. Loading is
 from safetensors, minidiff's as it converts OpenAI's archives. --threads and --batch for others
-than 2 and 32.
+than 2 and 32. Writes benchmarks/clip.md.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.run import ratio, table
+from benchmarks.run import machine, ratio, table
 from minidiff import clip, device
 from minidiff.clip import CLIP, CLIPConfig
 
+RESULTS = Path(__file__).parent / "clip.md"
 IMPORTS = {
     "torch": "import torch",
     "minidiff": "import minidiff.clip",
@@ -162,8 +163,20 @@ def main() -> None:
     logging.disable(logging.WARNING)  # open_clip's, about random weights
     torch.set_num_threads(given.threads)
     device.keep_memory()
-    tables = [encoding(given.batch, given.rounds), loading(given.rounds), importing(given.rounds)]
-    print("\n" + "\n\n".join(tables))
+    text = f"""\
+# CLIP beside open_clip and transformers
+
+Written by `python -m benchmarks.clip`; the first lines of that file say what is compared and how. \
+{machine("open_clip_torch", "transformers")} Batches of {given.batch}.
+
+{encoding(given.batch, given.rounds)}
+
+{loading(given.rounds)}
+
+{importing(given.rounds)}
+"""
+    print("\n" + text)
+    RESULTS.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

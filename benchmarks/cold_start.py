@@ -22,7 +22,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.run import NETWORKS, SIZE, ratio, table
+from benchmarks.run import NETWORKS, SIZE, machine, ratio, table
 from minidiff import zoo
 from minidiff.schedule import NoiseSchedule
 from minidiff.unet import UNet
@@ -103,7 +103,7 @@ def main() -> None:
     sooner = ratio(seconds["first image, diffusers"], seconds["first image, minidiff"])
     text = (
         "# From nothing to the first image\n\nWritten by `python -m benchmarks.cold_start`; the "
-        "first lines of that file say what is compared and how.\n\n"
+        f"first lines of that file say what is compared and how. {machine('diffusers')}\n\n"
         + table(["fresh process", "seconds", "over import torch (95%)", "MB at most"], rows)
         + f"\n\nThe first image comes {sooner[0]:.2f} ({sooner[1]:.2f}-{sooner[2]:.2f}) times as "
         "soon as with diffusers (wanted: 2.5); importing minidiff is wanted within 1.1 of torch.\n"

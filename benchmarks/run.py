@@ -300,6 +300,17 @@ def measured(case: Case, workers: Workers, rounds: int) -> tuple[list[str], dict
     return row, {f"{name}, plain": round(plain[0], 3), f"{name}, minidiff": round(ours[0], 3)}
 
 
+def machine(*packages: str) -> str:
+    """What the figures were measured with, in a sentence."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
+    bf16 = "with" if has_bfloat16() else "without"
+    return (
+        f"Python {platform.python_version()}, {versions}; {platform.machine()} processor, "
+        f"{torch.backends.cpu.get_cpu_capability()}, {bf16} bfloat16 instructions, "
+        f"{torch.get_num_threads()} threads."
+    )
+
+
 def has_bfloat16() -> bool:
     return device.has_fast_bfloat16(torch.device("cpu"))
 
@@ -347,14 +358,11 @@ def report() -> tuple[str, dict[str, float]]:
         [f"`{IMPORTS[name]}`", f"{median(seconds):.2f}", f"{median(seconds) / alone:.2f}"]
         for name, seconds in imports.items()
     ]
-    bf16 = "with" if has_bfloat16() else "without"
     columns = ["diffusers/plain", "wanted", "diffusers/minidiff", "wanted"]
     text = f"""\
 Written by `python -m benchmarks.run`; the first lines of that file say what is compared and how.
 
-Python {platform.python_version()}, torch {torch.__version__}, diffusers {version("diffusers")}; \
-{platform.machine()} processor, {torch.backends.cpu.get_cpu_capability()}, {bf16} bfloat16 \
-instructions, {THREADS} threads. With the same weights, the outputs of plain and diffusers differ \
+{machine("diffusers")} With the same weights, the outputs of plain and diffusers differ \
 by at most {", ".join(equal)} of their standard deviation.
 
 Milliseconds (medians), and diffusers' time over ours (95% interval):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from minidiff.edit_commands import _png
+from minidiff.command_parts import png_file
 
 MODEL = click.option("--model", default="ViT-B/32", show_default=True, help="Its name or file.")
 
@@ -22,7 +22,7 @@ def clip() -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @MODEL
 @click.option("--best", default=16, show_default=True, help="How many to show.")
-@click.option("--out", default="found.png", show_default=True, callback=_png)
+@click.option("--out", default="found.png", show_default=True, callback=png_file)
 def clip_search(text, folder, model, best, out) -> None:
     """Print, and draw, the pictures of a folder that fit a text best.
 
@@ -47,7 +47,7 @@ def clip_search(text, folder, model, best, out) -> None:
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1, required=True)
 @MODEL
-@click.option("--out", default="looked.png", show_default=True, callback=_png)
+@click.option("--out", default="looked.png", show_default=True, callback=png_file)
 def clip_look(image, texts, model, out) -> None:
     """Draw where a CLIP looks in a picture for each of some texts; print how well they fit.
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from minidiff.edit_commands import MODEL, NUMBER, SEED, STEPS, _png, _together, _words, _write
+from minidiff.command_parts import (
+    MODEL,
+    NUMBER,
+    SEED,
+    STEPS,
+    not_empty,
+    png_file,
+    together,
+    write_sheet,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +39,7 @@ def guide() -> None:
 
 
 def _all_words(context: click.Context, parameter: click.Parameter, values: tuple) -> tuple:
-    return tuple(_words(context, parameter, value) for value in values)
+    return tuple(not_empty(context, parameter, value) for value in values)
 
 
 def _scale(default: float, what: str) -> Callable:
@@ -39,8 +48,8 @@ def _scale(default: float, what: str) -> Callable:
 
 
 PROMPTS = click.argument("prompts", nargs=-1, required=True, callback=_all_words)
-OUT = click.option("--out", default="guided.png", show_default=True, callback=_png)
-PATH = _together(NUMBER, STEPS, SEED, OUT)
+OUT = click.option("--out", default="guided.png", show_default=True, callback=png_file)
+PATH = together(NUMBER, STEPS, SEED, OUT)
 
 
 # ----------------------------------------------------------------------------------- the commands
@@ -50,7 +59,7 @@ PATH = _together(NUMBER, STEPS, SEED, OUT)
 @PROMPTS
 @MODEL
 @click.option("--classifier", "judge", help="A file.  [default: the one that ships for --model]")
-@_together(_scale(3.0, "the classifier"), PATH)
+@together(_scale(3.0, "the classifier"), PATH)
 def classifier_command(prompts, model, judge, scale, number, steps, seed, out) -> None:
     """Classifier guidance: the model's null condition towards names that a classifier knows.
 
@@ -84,7 +93,7 @@ def classifier_command(prompts, model, judge, scale, number, steps, seed, out) -
 @click.option("--judge", help="A CLIP that only judges.  [default: the one that ships, if any]")
 @click.option("--cuts", default=16, show_default=True, help="Random cut-outs that it looks at.")
 @click.option("--shortcut", is_flag=True, help="Skip the network's derivative: cheaper, cruder.")
-@_together(_scale(100.0, "the CLIP"), PATH)
+@together(_scale(100.0, "the CLIP"), PATH)
 def clip_command(
     targets, model, eye, judge, cuts, shortcut, scale, number, steps, seed, out
 ) -> None:
@@ -123,7 +132,7 @@ def clip_command(
 
 
 @guide.command("semantic")
-@click.option("--text", callback=_words, help="Towards what it says.")
+@click.option("--text", callback=not_empty, help="Towards what it says.")
 @click.option("--content", type=click.Path(path_type=Path), help="Towards what a picture shows.")
 @click.option("--structure", type=click.Path(path_type=Path), help="Towards what is where in it.")
 @click.option("--style", type=click.Path(path_type=Path), help="Towards its colours and textures.")
@@ -131,7 +140,7 @@ def clip_command(
 @MODEL
 @click.option("--encoder", help="Its file.  [default: the one that ships for --clip]")
 @click.option("--clip", "eye", default="shapes", show_default=True, help="That reads the text.")
-@_together(_scale(1.0, "all aims together"), PATH)
+@together(_scale(1.0, "all aims together"), PATH)
 def semantic_command(weight, model, encoder, eye, scale, number, steps, seed, out, **asked) -> None:
     """Semantic Diffusion Guidance: towards a text, a picture's content, structure or style.
 
@@ -229,4 +238,4 @@ def _write_rows(out: str, did: str, table: list, start: float) -> None:
     """Draw rows (label, images (n,3,H,W)) under what was done; say that, too."""
     from minidiff import plot
 
-    _write(out, did, plot.rows(table, title=did), time.perf_counter() - start)
+    write_sheet(out, did, plot.rows(table, title=did), time.perf_counter() - start)

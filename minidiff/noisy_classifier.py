@@ -26,10 +26,10 @@ from minidiff import checkpoint
 from minidiff.clip.model import AttentionPool
 from minidiff.data import images, shapes
 from minidiff.denoiser import network_time
-from minidiff.device import GroupNorm, best_device, describe
+from minidiff.device import GroupNorm, best_device
 from minidiff.recipes import SMALL
 from minidiff.schedule import NoiseLevel, NoiseSchedule, add_noise
-from minidiff.training import Run, TrainConfig, TrainingSet, draw_batch
+from minidiff.training import TrainConfig, TrainingSet, draw_batch
 from minidiff.unet import Block, Down, TimeEmbedding, UNetConfig
 from minidiff.zoo import FOLDERS
 
@@ -192,6 +192,11 @@ class Recipe:
         torch.manual_seed(self.train.seed)
         return Classification(NoisyClassifier(self.network, self.heads, self.schedule, self.size))
 
+    def save(self, trained: Classification, path: Path, card: dict) -> None:
+        """Write the classifier itself, for `load`."""
+        trained.network.card = card
+        save(path, trained.network)
+
 
 NETWORK = replace(SMALL, channels=32, multipliers=(1, 2, 3), attention=(1, 2))
 TRAIN = TrainConfig(images=300_000, learning_rate=1e-3, drop_condition=0.0, weight_decay=0.05)
@@ -271,23 +276,6 @@ def _recipe(
     labels = labels.roll(1, dims=0) if shuffled else labels
     data = TrainingSet(data.images, labels, torch.full_like(labels[0], UNKNOWN))
     return Recipe(data, NETWORK, heads, train, schedule, 32, card)
-
-
-class Saver:
-    """After each save of a run: the classifier itself, in half precision, for `load`."""
-
-    def __init__(self, recipe: Recipe, command: str, out: Path):
-        self.recipe, self.command, self.out = recipe, command, out
-
-    def __call__(self, run: Run) -> None:
-        network = run.average.network
-        network.card = self.recipe.card | {
-            "command": self.command,
-            "images_seen": run.seen,
-            "minutes": round(run.seconds / 60, 1),
-            "machine": describe(run.device),
-        }
-        save(self.out / "model.safetensors", network)
 
 
 # --------------------------------------------------------------------------------------- the files

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from minidiff import checkpoint
+from minidiff import checkpoint, zoo
 from minidiff.data import images, shapes
 from minidiff.evaluation import split
 from minidiff.schedule import NoiseSchedule
 from minidiff.text import TextConfig, TextEncoder
 from minidiff.training import Objective, TrainConfig, TrainingSet
 from minidiff.unet import UNet, UNetConfig
-from minidiff.zoo import ClassLabels, Diffusion, Prompt, load
+from minidiff.zoo import ClassLabels, Diffusion, Prompt
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Recipe:
 
         ValueError if it has another network, vocabulary, schedule or prediction.
         """
-        model = load(name_or_path, device="cpu")
+        model = zoo.load(name_or_path, device="cpu")
         if model.predicts != self.predicts or not torch.equal(
             model.schedule.alpha_bar, self.schedule.alpha_bar
         ):
@@ -70,6 +70,10 @@ class Recipe:
         return Diffusion(
             trained.network, self.schedule, self.predicts, self.size, encoder, dict(self.card)
         )
+
+    def save(self, trained: Objective, path: Path, card: dict) -> None:
+        """Write the trained model with its card, for `zoo.load`."""
+        zoo.save(path, replace(self.model(trained), card=card))
 
 
 SMALL = UNetConfig(  # for 32 px on a CPU: it works on 2x2 pixels at a time

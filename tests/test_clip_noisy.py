@@ -12,7 +12,7 @@ from minidiff import clip, plot, semantic_guidance, zoo
 from minidiff.cli import main
 from minidiff.clip import noisy, weights
 from minidiff.clip.model import CLIP, CLIPConfig
-from minidiff.clip.noisy import NoisyAgainstClean, Recipe, Saver, of_clip
+from minidiff.clip.noisy import NoisyAgainstClean, Recipe, of_clip
 from minidiff.clip.tokenizer import Tokenizer, train_bpe
 from minidiff.clip.use import image_features
 from minidiff.data import shapes
@@ -56,7 +56,8 @@ def run(eye, pictures, tmp_path_factory):
     data = TrainingSet(pictures, clean, torch.zeros_like(clean[0]))
     recipe = Recipe(data, eye, SCHEDULE, config, card)
     run = Run(recipe.objective(), data, config, out)
-    fit(run, on_save=Saver(recipe, "train", out), progress=False)
+    fit(run, progress=False)
+    recipe.save(run.average, out / "model.safetensors", card | {"command": "train"})
     return out
 
 

@@ -15,12 +15,12 @@ from minidiff.clip.train import (
     TEMPLATES,
     Contrastive,
     Recipe,
-    Saver,
     clip_cifar10,
     contrastive_loss,
     recolour,
 )
 from minidiff.data import images, shapes
+from minidiff.data.shapes.captions import MIRRORED
 from minidiff.training import Run, TrainConfig, TrainingSet
 
 SCALE = torch.tensor(10.0)
@@ -199,6 +199,27 @@ def test_captions_without_colours_are_good_english():
         assert not set(text.split()) & {*shapes.COLOURS, "background", "an"}, text
 
 
+def test_short_captions_say_colours_shapes_and_relations():
+    says = {
+        "a large striped orange star at the top left on a mint background": "an orange star",
+        "an orange ring above a small dotted orange heart": "an orange ring above an orange heart",
+        "a large heart left of a small ring at the top": "a heart left of a ring",
+        "a blue star on a navy background": "a blue star",
+        "a star": "a star",
+    }
+    assert {text: module.short(text) for text in says} == says
+    generator = torch.Generator().manual_seed(8)
+    scenes = shapes.random_scenes(300, generator)
+    full = shapes.captions(scenes, generator)
+    kept = {*shapes.COLOURS, *shapes.SHAPES, *shapes.RELATIONS, *MIRRORED}
+    for caption, scene in zip(full, scenes, strict=True):
+        text = module.short(caption)
+        assert not set(text.split()) & {*shapes.SIZES, *shapes.TEXTURES, *shapes.BACKGROUNDS}
+        assert all((f" {word}" in caption) == (f" {word}" in text) for word in kept), text
+        plain = [scene.thing, scene.other]
+        assert shapes.holds(text, scene) == all(t is None or t.texture == "plain" for t in plain)
+
+
 def test_the_temperature_stays_below_its_limit(recipe):
     objective = recipe.objective()
     batch = objective.batch(recipe.data, recipe.train, 0)
@@ -216,7 +237,7 @@ def colours_and_shapes_read(recipe, out) -> list[float]:
     run = Run(recipe.objective(), recipe.data, recipe.train, out)
     while run.step < run.steps:
         run.advance()
-    Saver(recipe, "minidiff train-clip", out)(run)
+    recipe.save(run.average, out / "model.safetensors", recipe.card)
     model, _ = clip.load(out / "model.safetensors", "cpu")
     codes = torch.zeros(48, 11, dtype=int)  # every shape in every colour
     codes[:, 1], codes[:, 5] = 4, 1

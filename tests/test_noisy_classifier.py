@@ -18,7 +18,6 @@ from minidiff.noisy_classifier import (
     Classification,
     NoisyClassifier,
     Recipe,
-    Saver,
     scene_labels,
 )
 from minidiff.samplers import ddim_step, ddpm_step, sample
@@ -65,7 +64,8 @@ def trained(out, *, shuffled=False):
     card = {"description": "Tiny.", "data": "quarters", "licence": "MIT", "limits": "Four."}
     recipe = Recipe(data, TINY, QUARTERS, config, SCHEDULE, 8, card)
     run = Run(recipe.objective(), data, config, out)
-    fit(run, on_save=Saver(recipe, "train", out), progress=False)
+    fit(run, progress=False)
+    recipe.save(run.average, out / "model.safetensors", card | {"command": "train"})
     return noisy_classifier.load(out / "model.safetensors", "cpu")
 
 

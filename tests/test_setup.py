@@ -118,7 +118,8 @@ STANDS_ON = {
     "semantic_guidance": ("clip", "editing"),
 }
 # These may import anything.
-COMMANDS = {"cli", "clip_commands", "edit_commands", "guide_commands"}
+COMMANDS = {"cli", "clip_commands", "command_parts", "edit_commands", "guide_commands"}
+COMMANDS |= {"train_commands"}
 TOP = {"__init__", "__main__", "lessons", "scoring", *COMMANDS}
 
 

@@ -30,9 +30,9 @@ from minidiff.clip.use import image_features
 from minidiff.clip.weights import load as load_clip
 from minidiff.data import images, shapes
 from minidiff.denoiser import network_time
-from minidiff.device import best_device, describe
+from minidiff.device import best_device
 from minidiff.schedule import NoiseLevel, NoiseSchedule, add_noise
-from minidiff.training import Run, TrainConfig, TrainingSet, draw_batch
+from minidiff.training import TrainConfig, TrainingSet, draw_batch
 from minidiff.unet import TimeEmbedding, UNetConfig, zeros
 from minidiff.zoo import FOLDERS
 
@@ -141,6 +141,11 @@ class Recipe:
         torch.manual_seed(self.train.seed)
         return NoisyAgainstClean(of_clip(self.clip, self.schedule).train().requires_grad_())
 
+    def save(self, trained: NoisyAgainstClean, path: Path, card: dict) -> None:
+        """Write the encoder itself, for `load`."""
+        trained.network.card = card
+        save(path, trained.network)
+
 
 TRAIN = TrainConfig(
     images=150_000, batch=128, learning_rate=5e-4, drop_condition=0.0, flip=False, ema=0.99
@@ -166,23 +171,6 @@ def noisy_shapes(name_or_path: str) -> Recipe:
             "limits": "It knows the scenes and the schedule of the shapes model alone.",
         },
     )
-
-
-class Saver:
-    """After each save of a run: the encoder itself, in half precision, for `load`."""
-
-    def __init__(self, recipe: Recipe, command: str, out: Path):
-        self.recipe, self.command, self.out = recipe, command, out
-
-    def __call__(self, run: Run) -> None:
-        network = run.average.network
-        network.card = self.recipe.card | {
-            "command": self.command,
-            "images_seen": run.seen,
-            "minutes": round(run.seconds / 60, 1),
-            "machine": describe(run.device),
-        }
-        save(self.out / "model.safetensors", network)
 
 
 # --------------------------------------------------------------------------------------- the files

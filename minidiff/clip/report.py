@@ -37,7 +37,7 @@ def report_shapes(model: CLIP, n: int = 500) -> list[Figure]:
     for kind, held_out in (("seen in training", False), ("held out of training", True)):
         codes = shapes.random_codes(n, Generator().manual_seed(2000), pairs=0.0, held_out=held_out)
         drawn, _ = shapes.render(codes, generator=Generator().manual_seed(2001))
-        logits = model.logit_scale.exp() * image_features(model, drawn) @ texts.T
+        logits = image_features(model, drawn) @ texts.T
         found = every[logits.argmax(dim=1).cpu()]
         note = f"% of {n} images find their caption among {len(every):,}"
         figures.append(share(f"pairs {kind}: R@1", (found == codes).all(dim=1), note))
@@ -47,21 +47,8 @@ def report_shapes(model: CLIP, n: int = 500) -> list[Figure]:
         ):
             says = zero_shot(model, drawn, names, templates).argmax(dim=1).cpu()
             right = says == codes[:, column]
-            figures.append(share(f"pairs {kind}: zero-shot {what}", right, "%, short captions"))
-            says = _summed(logits, every[:, column].to(logits.device), len(names)).argmax(dim=1)
-            note, right = "%, full captions summed", says.cpu() == codes[:, column]
-            figures.append(share(f"pairs {kind}: zero-shot {what}", right, note))
+            figures.append(share(f"pairs {kind}: zero-shot {what}", right, f"% of {n} images"))
     return figures + _differences(model, n)
-
-
-@torch.no_grad()
-def _summed(logits: Tensor, value: Tensor, n: int) -> Tensor:
-    """Probabilities of n values of an attribute (N,n), summed over the captions (M,) that say each.
-
-    Short captions stand for an average picture, from which the striped and the small ones are far.
-    """
-    probabilities = logits.softmax(dim=1)
-    return probabilities.new_zeros(len(logits), n).index_add(1, value, probabilities)
 
 
 def _differences(model: CLIP, n: int) -> list[Figure]:

@@ -25,8 +25,7 @@ from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.tokenizer import Tokenizer, train_bpe
 from minidiff.clip.weights import load, save
 from minidiff.data import images, shapes
-from minidiff.device import describe
-from minidiff.training import Run, TrainConfig, TrainingSet, draw_index, mixed
+from minidiff.training import TrainConfig, TrainingSet, draw_index, mixed
 
 LARGEST_SCALE = 100.0  # of the logits: more makes training unstable
 
@@ -103,6 +102,10 @@ class Recipe:
             network.load_state_dict(self.start.state_dict())
         return Contrastive(network)
 
+    def save(self, trained: Contrastive, path: Path, card: dict) -> None:
+        """Write the CLIP itself, in half precision, for `clip.load`."""
+        save(copy.deepcopy(trained.network).half(), path, {"card": card})
+
 
 GUIDE = CLIPConfig(
     embed=64,
@@ -143,15 +146,15 @@ def clip_shapes(
         captions = captions[1:] + captions[:1]
     return _recipe(
         drawn,
-        [[caption] for caption in captions],
+        [[caption, short(caption)] for caption in captions],
         torch.arange(len(captions)),
         JUDGE if judge else GUIDE,
         replace(TRAIN, flip=False, seed=seed),
         {
             "description": "Compares images of shapes with captions"
             + (", to judge what the other one has guided." if judge else "."),
-            "data": "200,000 scenes drawn by minidiff.data.shapes; of half of them the colours "
-            "are changed and not named",
+            "data": "200,000 scenes drawn by minidiff.data.shapes, in full captions and short ones "
+            "in turn; of half of them the colours are changed and not named",
             "licence": "MIT, as this project",
             "limits": "It knows only the pictures and words of the shapes world.",
         },
@@ -215,9 +218,20 @@ def recolour(
             exchange, opposite = changes[k]
             turn = torch.tensor(opposite, dtype=torch.uint8)[:, None, None]
             drawn[i] = drawn[i, list(exchange)] ^ turn  # with 255: 255 less the value
-            text = re.sub(" on a .* background", "", name.sub(r"\2", captions[i]))
-            captions[i] = re.sub(r"\ban (?=[^aeiou])", "a ", text)
+            captions[i] = _english(re.sub(" on a .* background", "", name.sub(r"\2", captions[i])))
     return drawn, captions
+
+
+def short(caption: str) -> str:
+    """What a caption says of colours, shapes and relations: "a large striped orange star at the
+    top" is "an orange star". Else a short text stands for nothing but large, plain things."""
+    looks = "|".join((*shapes.SIZES, *shapes.TEXTURES))
+    return _english(re.sub(rf"\b(?:{looks}) | (?:at the|on a) .*", "", caption))
+
+
+def _english(text: str) -> str:
+    """With "a" and "an" where they belong."""
+    return re.sub(r"\ban? (?=([aeiou])?)", lambda m: "an " if m[1] else "a ", text)
 
 
 def _recipe(
@@ -241,20 +255,3 @@ def _recipe(
     tokens = tokenizer.tokenize(every, network.context)  # (captions * T, L)
     tokens = tokens.unflatten(0, (len(captions), -1))[labels]  # (N,T,L)
     return Recipe(TrainingSet(drawn, tokens), network, train, card, start)
-
-
-class Saver:
-    """After each save of a run: the CLIP itself, in half precision, for `clip.load`."""
-
-    def __init__(self, recipe: Recipe, command: str, out: Path):
-        self.recipe, self.command, self.out = recipe, command, out
-
-    def __call__(self, run: Run) -> None:
-        card = self.recipe.card | {
-            "command": self.command,
-            "images_seen": run.seen,
-            "minutes": round(run.seconds / 60, 1),
-            "machine": describe(run.device),
-        }
-        network = copy.deepcopy(run.average.network).half()
-        save(network, self.out / "model.safetensors", {"card": card})
