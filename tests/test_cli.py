@@ -70,7 +70,7 @@ def test_train_resume_and_sample_a_folder_of_pictures(run, pictures, tmp_path):
     assert told.exit_code == 0, told.output
     one, two = (zoo.load(folder / "model.safetensors") for folder in (out, tuned))
     assert two.card["images_seen"] == 64 and two.card["minutes"] >= one.card["minutes"]
-    assert two.card["command"].startswith(f"{one.card['command']}; then minidiff train")
+    assert two.card["command"].startswith(f"{one.card['command']}; then minidiff ")
     weights = two.network.state_dict()
     assert all(torch.equal(w, weights[k]) for k, w in one.network.state_dict().items())
     told = run(*options[:3], "--out", tmp_path / "eps", "--predicts", "eps", *options[5:], *start)
