@@ -11,23 +11,41 @@ from pathlib import Path
 
 import click
 
+from minidiff.command_parts import together
+
+RUN = together(
+    click.option("--images", type=float, help="Images to see in all, e.g. 2e6."),
+    click.option("--batch", type=int, help="Images a step, over all processes."),
+    click.option("--learning-rate", type=float),
+    click.option("--seed", type=int),
+    click.option("--save-every", type=int, help="Images between checkpoints."),
+    click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one."),
+)
+
+
+def _out(default: str):
+    text = f"Folder of the run.  [default: {default}]"
+    return click.option("--out", type=click.Path(file_okay=False, path_type=Path), help=text)
+
+
+def _given(options: dict) -> dict:
+    """What was typed, as TrainConfig wants it."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if "images" in given:
+        given["images"] = int(min(given["images"], 1e15))
+    return given
+
 
 @click.command()
 @click.option(
     "--data", required=True, help="cifar10, butterflies, shapes, or a folder of pictures."
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run.  [default: runs/DATA]",
-)
+@_out("runs/DATA")
+@RUN
 @click.option("--size", type=int, help="Pixels a side.  [default: the recipe's]")
-@click.option("--images", type=float, help="Images to see in all, e.g. 2e6.")
-@click.option("--batch", type=int, help="Images a step, over all processes.")
 @click.option(
     "--accumulate", type=int, help="Parts of a batch that are computed one after another."
 )
-@click.option("--learning-rate", type=float)
 @click.option("--ema", type=float, help="Decay of the averaged weights, a step.")
 @click.option("--channels", type=int, help="Width of the network.")
 @click.option("--multipliers", help="Of the width, one a level: 1,2,2.")
@@ -38,16 +56,13 @@ import click
 @click.option(
     "--drop-condition", type=float, help="Share of images that are learnt without their condition."
 )
-@click.option("--seed", type=int)
-@click.option("--save-every", type=int, help="Images between checkpoints and previews.")
 @click.option("--float32", is_flag=True, help="No mixed precision.")
 @click.option(
     "--weights", help="Start from a trained model: a name of `minidiff models` or a file."
 )
-@click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard.")
 def train(
-    data, out, size, float32, weights, resume, tensorboard, multipliers, predicts, **given
+    data, out, size, float32, weights, resume, tensorboard, multipliers, predicts, **options
 ) -> None:
     """Train a model; everything not given is the recipe's.
 
@@ -61,9 +76,7 @@ def train(
     join_processes()
     with _first_process_first():
         recipe = _recipe(data, size)
-    given = {name: value for name, value in given.items() if value is not None}
-    if "images" in given:
-        given["images"] = int(min(given["images"], 1e15))
+    given = _given(options)
     if "min_snr" in given:
         given["min_snr"] = given["min_snr"] or None
     if float32:
@@ -94,18 +107,9 @@ def train(
 @click.option("--shuffled", is_flag=True, help="The control: every image with another's caption.")
 @click.option("--weights", help="Go on from this trained CLIP: a name or a file.")
 @click.option("--noisy", help="Teach this CLIP's image encoder noisy images: a name or a file.")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run.  [default: runs/clip_DATA]",
-)
-@click.option("--images", type=float, help="Images to see in all, e.g. 2e6.")
-@click.option("--batch", type=int, help="Images a step, over all processes.")
-@click.option("--learning-rate", type=float)
-@click.option("--seed", type=int)
-@click.option("--save-every", type=int, help="Images between checkpoints.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
-def train_clip(data, judge, shuffled, weights, noisy, out, images, resume, **given) -> None:
+@_out("runs/clip_DATA")
+@RUN
+def train_clip(data, judge, shuffled, weights, noisy, out, resume, **options) -> None:
     """Train a small CLIP; everything not given is the recipe's.
 
     \b
@@ -131,10 +135,7 @@ def train_clip(data, judge, shuffled, weights, noisy, out, images, resume, **giv
             recipe = clip_train.clip_shapes(judge, shuffled, weights)
         else:
             recipe = clip_train.clip_cifar10(shuffled)
-    given = {name: value for name, value in given.items() if value is not None}
-    if images is not None:
-        given["images"] = int(min(images, 1e15))
-    recipe = replace(recipe, train=replace(recipe.train, **given))
+    recipe = replace(recipe, train=replace(recipe.train, **_given(options)))
     out = out or Path("runs") / f"clip_{data}{'_judge' if judge else '_noisy' if noisy else ''}"
     before = _card(clip_weights.shipped(), weights) if weights else None
     run = training.Run(_placed(recipe.objective()), recipe.data, recipe.train, out)
@@ -144,18 +145,9 @@ def train_clip(data, judge, shuffled, weights, noisy, out, images, resume, **giv
 @click.command()
 @click.option("--data", required=True, type=click.Choice(["shapes", "cifar10"]))
 @click.option("--shuffled", is_flag=True, help="The control: every image with another's labels.")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run.  [default: runs/noisy_DATA]",
-)
-@click.option("--images", type=float, help="Images to see in all, e.g. 2e6.")
-@click.option("--batch", type=int, help="Images a step, over all processes.")
-@click.option("--learning-rate", type=float)
-@click.option("--seed", type=int)
-@click.option("--save-every", type=int, help="Images between checkpoints.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one.")
-def train_classifier(data, shuffled, out, images, resume, **given) -> None:
+@_out("runs/noisy_DATA")
+@RUN
+def train_classifier(data, shuffled, out, resume, **options) -> None:
     """Train a classifier of noisy images, for `minidiff guide classifier`.
 
     minidiff train-classifier --data shapes
@@ -169,10 +161,7 @@ def train_classifier(data, shuffled, out, images, resume, **given) -> None:
     }
     with _first_process_first():
         recipe = recipes[data](shuffled)
-    given = {name: value for name, value in given.items() if value is not None}
-    if images is not None:
-        given["images"] = int(min(images, 1e15))
-    recipe = replace(recipe, train=replace(recipe.train, **given))
+    recipe = replace(recipe, train=replace(recipe.train, **_given(options)))
     out = out or Path("runs") / f"noisy_{data}"
     run = training.Run(_placed(recipe.objective()), recipe.data, recipe.train, out)
     _fit(run, recipe, resume)
