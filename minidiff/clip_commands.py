@@ -54,16 +54,15 @@ def clip_look(image, texts, model, out) -> None:
     minidiff clip look photograph.jpg "a dog" "a ball"
     """
     import torch
-    from PIL import Image
 
     from minidiff import clip, plot
     from minidiff.clip.use import image_features, text_features
-    from minidiff.data.images import load_image
+    from minidiff.data.images import load_image, to_pil
 
     picture = load_image(image, 224)  # refuses what is no picture
     seer, preprocess = clip.load(model)
-    with Image.open(image) as file:
-        pixels = preprocess(file.convert("RGB"))[None].to(seer.logit_scale.device)
+    upright = to_pil(load_image(image))  # as it is drawn: turned, on white
+    pixels = preprocess(upright)[None].to(seer.logit_scale.device)
     cosines = (text_features(seer, texts) @ image_features(seer, pixels)[0]).tolist()
     maps = clip.looks_at(seer, pixels.expand(len(texts), -1, -1, -1), texts).cpu()
     seen = plot.heatmap_over(picture.expand(len(texts), -1, -1, -1), maps)

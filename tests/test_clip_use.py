@@ -93,6 +93,7 @@ def test_search_puts_the_best_first_and_leaves_out_what_is_no_picture(model, tmp
         Image.new("RGB", (40, 30), colour).save(tmp_path / f"{name}.png")
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "torn.png").write_bytes((tmp_path / "red.png").read_bytes()[:40])
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "icon.ico")  # `load_image` could not draw it
     preprocess = clip.Preprocess(model.config)
     files = sorted(tmp_path.iterdir())
     found = clip.search(model, preprocess, "a red picture", files)
@@ -109,12 +110,36 @@ def test_search_puts_the_best_first_and_leaves_out_what_is_no_picture(model, tmp
         clip.search(model, preprocess, "a red picture", [tmp_path / "notes.txt"])
 
 
+def test_search_sees_pictures_as_they_are_drawn(model, tmp_path):
+    """Turned as the camera says, grey of 16 bits as grey, what is transparent on white."""
+    picture = Image.new("RGB", (40, 40), (20, 20, 220))
+    picture.paste((220, 20, 20), (0, 0, 40, 20))
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=turn)
+    Image.new("I;16", (40, 40), 30000).save(tmp_path / "grey.png")
+    Image.new("RGBA", (40, 40), (220, 20, 20, 0)).save(tmp_path / "clear.png")
+    meant = {
+        "turned": picture.transpose(Image.Transpose.ROTATE_270),
+        "grey": Image.new("RGB", (40, 40), (117, 117, 117)),
+        "clear": Image.new("RGB", (40, 40), "white"),
+    }
+    preprocess, wanted = clip.Preprocess(model.config), text_features(model, WORDS[:1])[0]
+    for cosine, path in clip.search(model, preprocess, WORDS[0], sorted(tmp_path.iterdir())):
+        own = image_features(model, preprocess(meant[path.stem])[None])[0] @ wanted
+        assert cosine == pytest.approx(own.item(), abs=1e-6), path
+        with Image.open(path) as as_stored:  # the mutant: not what is drawn
+            other = image_features(model, preprocess(as_stored)[None])[0] @ wanted
+        assert abs(cosine - other.item()) > 1e-3
+
+
 def test_the_command_prints_and_draws(model, tmp_path):
     clip.save(model, tmp_path / "clip.safetensors")
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(3):
         Image.new("RGB", (20, 20), (80 * i, 0, 0)).save(folder / f"{i}.png")
+    Image.new("RGB", (20, 20), (220, 20, 20)).save(folder / "icon.ico")
     out = tmp_path / "found.png"
     told = CliRunner().invoke(
         main,
@@ -144,6 +169,17 @@ def test_the_command_draws_where_it_looks(model, tmp_path):
     assert list(cosines.values()) == pytest.approx(expected, abs=0.02)  # saved in half precision
     with Image.open(out) as sheet:
         assert sheet.width > 3 * 200
+    two = Image.open(tmp_path / "red.png").convert("RGB")
+    two.paste((20, 20, 220), (0, 0, 20, 20))
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    two.save(tmp_path / "turned.png", exif=turn)
+    two.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    turned, upright, other = (
+        look(str(tmp_path / name), WORDS[0]).stdout.splitlines()[0]
+        for name in ("turned.png", "upright.png", "red.png")
+    )
+    assert turned == upright != other  # CLIP sees the picture as it is drawn
     assert "no picture at" in look(str(tmp_path / "none.png"), "a text").output
     assert "cannot read" in look(str(tmp_path / "clip.safetensors"), "a text").output
 

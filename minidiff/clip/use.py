@@ -73,17 +73,17 @@ def search(
 ) -> list[Found]:
     """The picture files that fit a text best, best first, with their cosines.
 
-    Files that are no pictures are left out; ValueError if none is one.
+    Files that `load_image` cannot read are left out; ValueError if it can read none.
     """
-    from PIL import Image
     from tqdm.auto import tqdm
+
+    from minidiff.data.images import load_image, to_pil
 
     wanted, found = text_features(model, [text])[0], []
     for path in tqdm(paths, desc="looking at", unit="picture", delay=1, disable=None):
         try:
-            with Image.open(path) as picture:
-                pixels = preprocess(picture)
-        except OSError:  # no picture, or a damaged one
+            pixels = preprocess(to_pil(load_image(path)))
+        except (OSError, ValueError):  # no picture, or a damaged one
             continue
         cosine = image_features(model, pixels[None])[0] @ wanted
         found.append((cosine.item(), path))
