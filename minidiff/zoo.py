@@ -86,7 +86,10 @@ class Diffusion:
             return None
         if isinstance(self.encoder, ClassLabels):
             return torch.tensor([self.encoder.label(p) for p in prompts], device=self.device)
-        return self.encoder(self.encoder.tokenize([p or "" for p in prompts]).to(self.device))
+        captions = ["" if p is None else p for p in prompts]
+        if numbers := [p for p in captions if not isinstance(p, str)]:
+            raise ValueError(f"this model takes captions, not the number {numbers[0]}")
+        return self.encoder(self.encoder.tokenize(captions).to(self.device))
 
     def run(self, x: Tensor, t: Tensor, condition: Tensor | None = None, **hooks) -> Tensor:
         """network(x, t, condition) in the precision that is fastest on its device."""
@@ -107,11 +110,11 @@ class Diffusion:
         condition unless given.
         """
         prompts = [prompt] if prompt is None or isinstance(prompt, str | int) else list(prompt)
+        wanted = self.condition(prompts)
         if scale != 1 and self.encoder is None:
             raise ValueError("guidance needs a conditional model: expected scale 1")
         if scale != 1 and tap is not None:
             raise ValueError("a tap sees one condition: use classifier_free on two denoisers")
-        wanted = self.condition(prompts)
         if scale != 1:
             null = self.condition([negative] * len(prompts))
             return weighted_prompts(self.run, [wanted], [scale], null, predicts=self.predicts)
@@ -234,7 +237,7 @@ def _built(tensors: dict[str, Tensor], about: dict, what: str) -> Diffusion:
         checkpoint.fill(encoder, _part(tensors, "encoder."), what)
         encoder.eval()
     elif "classes" in about:
-        encoder = ClassLabels(tuple(about["classes"]))
+        encoder = ClassLabels(tuple(about["classes"]), network.config.null_class)
     network.eval()
     schedule = NoiseSchedule(tensors["alpha_bar"])
     return Diffusion(network, schedule, about["predicts"], about["size"], encoder, about["card"])

@@ -130,7 +130,9 @@ def test_a_tap_sees_the_network():
         ("text", lambda m: m.sample("a green circle"), "unknown word 'green'"),
         ("classes", lambda m: m.sample("cow"), "unknown class 'cow': expected one of cat, dog"),
         ("classes", lambda m: m.sample(7), "unknown class 7"),
+        ("text", lambda m: m.sample(0), "takes captions, not the number 0"),
         ("plain", lambda m: m.sample("cat"), "unconditional"),
+        ("plain", lambda m: m.sample("cat", scale=3), "unconditional"),
         ("plain", lambda m: m.sample(None, scale=3), "guidance needs a conditional model"),
         ("classes", lambda m: m.sample("cat", scale=float("nan")), "finite"),
         ("classes", lambda m: m.sample(["cat", "dog"], 3), "2 conditions for 3 images"),
@@ -143,11 +145,14 @@ def test_bad_input_is_refused_in_one_sentence(kind, call, told):
         call(make(kind))
 
 
-def test_a_model_without_null_class_says_so():
-    model = make("classes")
-    model.encoder = zoo.ClassLabels(("cat", "dog"), has_null=False)
-    with pytest.raises(ValueError, match="needs a class"):
-        model.sample(None)
+def test_a_model_without_null_class_says_so_also_when_it_was_saved(tmp_path):
+    network = UNet(UNetConfig(**SMALL, classes=2, null_class=False))
+    labels = zoo.ClassLabels(("cat", "dog"), has_null=False)
+    model = zoo.Diffusion(network, NoiseSchedule.cosine(), "v", 8, labels)
+    zoo.save(tmp_path / "m.safetensors", model)
+    for one in (model, zoo.load(tmp_path / "m.safetensors")):
+        with pytest.raises(ValueError, match="needs a class"):
+            one.sample(None)
 
 
 def test_unknown_names_and_other_files_are_refused(tmp_path):
