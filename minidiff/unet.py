@@ -50,8 +50,8 @@ class UNetConfig:
         for name in ("multipliers", "attention", "cross_attention"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         levels = range(len(self.multipliers))
-        if not levels or self.blocks < 1 or self.patch < 1:
-            raise ValueError("a UNet needs at least one level, one block a level and patch 1")
+        if not levels or min(self.channels, *self.multipliers, self.blocks, self.patch) < 1:
+            raise ValueError("a UNet needs a level; channels, multipliers, blocks and patch from 1")
         if not {*self.attention, *self.cross_attention} <= set(levels):
             raise ValueError(f"attention is asked for at a level that is not one of {list(levels)}")
         if self.classes and self.context_dim:

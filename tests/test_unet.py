@@ -350,7 +350,10 @@ def test_bfloat16_autocast_stays_close():
         ({"cross_attention": (-1,)}, r"not one of \[0, 1\]"),
         ({"classes": 3, "context_dim": 4}, "labels or tokens"),
         ({"multipliers": ()}, "at least one level"),
-        ({"blocks": 0}, "at least one level, one block"),
+        ({"blocks": 0}, "blocks and patch from 1"),
+        ({"channels": 0}, "channels, multipliers, blocks and patch from 1"),
+        ({"channels": -16}, "channels, multipliers, blocks and patch from 1"),
+        ({"multipliers": (1, 0)}, "channels, multipliers, blocks and patch from 1"),
     ],
 )
 def test_impossible_sizes(changes, sentence):
