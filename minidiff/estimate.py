@@ -55,7 +55,7 @@ def estimate(run: Run) -> Estimate:
             torch.accelerator.synchronize()
         times.append(time.perf_counter() - start)
     run.optimizer.zero_grad()
-    left = c.images - run.seen
+    left = max(c.images - run.seen, 0)
     copies = 5  # weights, gradients, two moments and the average, in 4 bytes each
     weights = 4 * copies * sum(p.numel() for p in objective.parameters())
     return Estimate(

@@ -216,6 +216,8 @@ def _fit(run, recipe, resume: bool, before: dict | None = None, preview=None) ->
         if preview is not None:
             preview(run)
 
+    if run.step >= run.steps and training.rank() == 0:
+        on_save(run)  # it may have been killed between its last state and its model
     training.fit(run, on_save=on_save)
     if training.rank() == 0:
         click.echo(f"trained: {model}, log beside it")

@@ -377,7 +377,7 @@ def _refuse_nan(loss: float, run: Run) -> None:
         good = run.state_file if run.state_file.is_file() else "none yet"
         raise FloatingPointError(
             f"the loss became {loss} by step {run.step} ({run.seen} images); "
-            f"the last good state is {good}: resume it with a smaller learning rate"
+            f"the last good state is {good}. Begin anew with a smaller learning rate"
         )
 
 

@@ -253,7 +253,7 @@ def test_nan_stops_the_run_and_names_the_last_good_state(tmp_path):
         return (loss * float("nan"), norm) if run.step == 7 else (loss, norm)
 
     run.advance = breaks
-    with pytest.raises(FloatingPointError, match=r"nan by step \d+ .*state.safetensors"):
+    with pytest.raises(FloatingPointError, match=r"nan by step \d+ .*state.safetensors. Begin"):
         fit(run, progress=False)
     resumed = tiny_run(tmp_path)
     resumed.resume()
@@ -283,6 +283,8 @@ def test_estimate_counts_and_changes_nothing(tmp_path):
     for p, q in zip(run.objective.parameters(), fresh.objective.parameters(), strict=True):
         assert torch.equal(p, q) and not p.grad
     assert run.advance()[0] == fresh.advance()[0]
+    run.step = run.steps + 1
+    assert estimate(run)[:2] == (0, 0)  # nothing is left, not less
 
 
 def test_estimate_agrees_with_a_count_by_hand(tmp_path):
