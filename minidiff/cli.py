@@ -171,6 +171,8 @@ def evaluate(model, name, number, card) -> None:
     """Measure a trained model: the figures of its card. Under torchrun the work is shared out."""
     from minidiff import cards, evaluation, training, zoo
 
+    if number is not None:
+        _positive(number=number)
     join_processes()
     reports = {
         "shapes": evaluation.report_shapes,

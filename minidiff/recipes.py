@@ -187,9 +187,11 @@ def _labelled(pictures: Tensor, labels: Tensor, classes: int) -> TrainingSet:
 
 def _unlabelled(pictures: Tensor, size: int, card: dict) -> Recipe:
     """An unconditional model: a level more for each doubling above 32 pixels, and narrower."""
-    if size % 8 or not 8 <= size <= 256:
-        raise ValueError(f"size is {size}: expected a multiple of 8 up to 256 pixels")
+    if not 8 <= size <= 256:
+        raise ValueError(f"size is {size}: expected 8 to 256 pixels")
     deeper = max(0, math.ceil(math.log2(size / 32)))
+    if size % (unit := 8 * 2**deeper):  # a patch of 2, and half the size at each level but one
+        raise ValueError(f"size is {size}: expected a multiple of {unit} pixels near that size")
     network = replace(
         SMALL,
         channels=32 if deeper else 48,

@@ -59,6 +59,8 @@ def test_train_resume_and_sample_a_folder_of_pictures(run, pictures, tmp_path):
     again = run(*options, "--images", 48)
     assert again.exit_code == 1 and "add --resume" in again.output
     assert run(*options, "--images", 48, "--resume").exit_code == 0
+    (out / "model.safetensors").unlink()  # as if it was killed between its last state and its model
+    assert run(*options, "--images", 48, "--resume").exit_code == 0
     with open(out / "log.csv", newline="") as f:
         assert int(list(csv.DictReader(f))[-1]["images"]) == 48
 
@@ -103,6 +105,8 @@ def test_train_resume_and_sample_a_folder_of_pictures(run, pictures, tmp_path):
         (["sample", "--model", "nothing"], "there is no model 'nothing'"),
         (["sample", "-n", "0"], "--number 0: expected at least 1"),
         (["sample", "--steps", "0"], "--steps 0: expected at least 1"),
+        (["sample", "--model", "butterflies", "a butterfly"], "it takes no prompt"),
+        (["evaluate", "shapes", "--number", "0"], "--number 0: expected at least 1"),
         (["sample", "--out", "x.jpg"], "written as .png"),
         (["demo", "--out", "x.jpg"], "written as .png"),
     ],
@@ -118,6 +122,9 @@ def test_bad_training_options_are_told(run, pictures, tmp_path):
     for options, told in (
         (["--multipliers", "1,x"], "expected whole numbers like 1,2,2"),
         (["--channels", "17"], "does not divide"),
+        (["--channels", "0"], "channels, multipliers, blocks and patch from 1"),
+        (["--size", "40"], "size is 40: expected a multiple of 16"),
+        (["--size", "4"], "size is 4: expected 8 to 256 pixels"),
         (["--batch", "10", "--accumulate", "3"], "does not divide"),
         (["--accumulate", "0"], "accumulate is 0: expected at least 1"),
         (["--batch", "0"], "batch is 0"),
