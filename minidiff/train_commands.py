@@ -73,9 +73,10 @@ def train(
     """
     from minidiff import training, zoo
 
+    out = out or Path("runs") / Path(data).resolve().name
     join_processes()
     with _first_process_first():
-        recipe = _recipe(data, size)
+        recipe = _recipe(data, size, out)
     given = _given(options)
     if "min_snr" in given:
         given["min_snr"] = given["min_snr"] or None
@@ -92,7 +93,6 @@ def train(
         train=replace(recipe.train, **given),
         predicts=predicts or recipe.predicts,
     )
-    out = out or Path("runs") / Path(data).name
     objective = recipe.objective()
     if weights:
         recipe.start_from(objective, weights)
@@ -241,13 +241,15 @@ def _history(run, before: dict | None) -> dict:
     }
 
 
-def _card(shipped: dict[str, Path], name_or_path: str) -> dict:
+def _card(shipped: dict[str, Path], name_or_path: str) -> dict | None:
+    """The card of a trained model; None if it does not say how that was trained."""
     from minidiff import checkpoint
 
-    return checkpoint.about(shipped.get(name_or_path, Path(name_or_path)))["card"]
+    card = checkpoint.about(shipped.get(name_or_path, Path(name_or_path))).get("card", {})
+    return card if card.keys() >= {"command", "images_seen", "minutes"} else None
 
 
-def _recipe(data: str, size: int | None):
+def _recipe(data: str, size: int | None, out: Path):
     from minidiff import recipes
 
     named = {
@@ -260,6 +262,8 @@ def _recipe(data: str, size: int | None):
         return named[data](**sizes)
     if not Path(data).is_dir():
         raise ValueError(f"there is no data {data!r}: expected {', '.join(named)}, or a folder")
+    if out.resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(f"--out {out} lies among the pictures, and its previews would join them")
     return recipes.folder(data, **sizes)
 
 

@@ -7,9 +7,10 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from minidiff import zoo
+from minidiff import checkpoint, zoo
 from minidiff.cli import main
 from minidiff.schedule import NoiseSchedule
+from minidiff.train_commands import _card
 from minidiff.unet import UNet, UNetConfig
 
 
@@ -133,9 +134,18 @@ def test_bad_training_options_are_told(run, pictures, tmp_path):
         (["--learning-rate", "-1"], "learning_rate -1.0"),
         (["--ema", "2"], "ema 2.0"),
         (["--min-snr", "-1"], "min_snr is -1.0"),
+        (["--out", pictures / "run"], "run lies among the pictures, and its previews would join"),
     ):
         result = run("train", *out, *options)
         assert result.exit_code == 1 and told in result.output, result.output
+
+
+def test_a_model_without_a_history_may_be_trained_further(tmp_path):
+    """What `zoo.save` and `clip.save` write has the card it is given, which may be none."""
+    card = {"command": "minidiff train", "images_seen": 8, "minutes": 1}
+    for about, known in (({}, None), ({"card": {}}, None), ({"card": card}, card)):
+        checkpoint.save(tmp_path / "m.safetensors", {"a": torch.ones(1)}, about)
+        assert _card({}, str(tmp_path / "m.safetensors")) == known
 
 
 def test_sampling_the_same_seed_twice_writes_the_same_file(run, tmp_path):
