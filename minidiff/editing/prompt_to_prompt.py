@@ -213,5 +213,5 @@ def align(source: str, target: str, length: int) -> list[int]:
 
 
 def _pairs(sources: Captions, targets: Captions) -> list[tuple[str, str]]:
-    sources = listed(sources)
-    return list(zip(sources, one_each(targets, len(sources)), strict=True))
+    n = max(len(listed(sources)), len(listed(targets)))
+    return list(zip(one_each(sources, n), one_each(targets, n), strict=True))

@@ -365,6 +365,12 @@ def test_every_image_is_edited_by_its_own_caption():
     assert (crossed - target).abs().max() > 0.01
 
 
+def test_one_source_may_have_several_targets():
+    probs = torch.rand(2, 1, 4, 8), torch.rand(2, 1, 4, 8)
+    assert torch.equal(refine(OLD, [NEW, LONGER])(*probs), refine([OLD] * 2, [NEW, LONGER])(*probs))
+    assert replace(OLD, [NEW, OLD])(*probs) is probs[0]
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
