@@ -26,7 +26,7 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
     _check_pair(first, second)
     if not 0 <= weight <= 1:
         raise ValueError(f"weight {weight} is out of range: expected 0 <= weight <= 1")
-    a, b = (z.flatten(1).double() for z in (first, second))  # (B,D)
+    a, b = (z.flatten(1).cpu().double() for z in (first, second))  # (B,D); mps has no float64
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))  # (B,)
     if not (cosine > -1 + 1e-9).all():
         raise ValueError("no great circle joins noises that are opposite, or zero")

@@ -44,6 +44,25 @@ def test_slerp_by_hand():
     torch.testing.assert_close(slerp(a, b, 1 / 3).flatten(1), torch.tensor(third).double())
 
 
+class OnMps(torch.Tensor):
+    """Refuses float64 until it is on the CPU, as Apple's GPUs do."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        if func is torch.Tensor.cpu:
+            return out.as_subclass(torch.Tensor)
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float64:
+            raise TypeError("no float64 here")
+        return out
+
+
+def test_slerp_goes_where_there_is_no_float64():
+    a, b = torch.randn(WIDE), torch.randn(WIDE)
+    there = slerp(a.as_subclass(OnMps), b.as_subclass(OnMps), 0.3)
+    assert torch.equal(there.as_subclass(torch.Tensor), slerp(a, b, 0.3))
+
+
 def test_each_image_has_an_angle_of_its_own():
     a, b = torch.randn(WIDE), torch.randn(WIDE)
     b[0] = a[0]  # the same noise: nothing lies between
