@@ -28,11 +28,24 @@ def noising(
     return answer
 
 
-def step(*calls):
+def centred_uniform(shape, generator):
+    return 2 * torch.rand(shape, generator=generator) - 1
+
+
+def unseeded(shape, generator):
+    return torch.randn(shape)
+
+
+def turned(x0, alpha_bar, generator):
+    t, noise, x_t = noising()(x0, alpha_bar, generator)
+    return x_t, t, noise
+
+
+def step(*calls, result=torch.Tensor.item):
     def answer(optimizer, loss):
         for call in calls:
             call(optimizer, loss)
-        return loss.item()
+        return result(loss)
 
     return answer
 
@@ -70,6 +83,12 @@ def accumulate_clearing(loss_of, parts):
     return accumulate(only=slice(1, None))(loss_of, parts)
 
 
+def accumulate_at_the_end(loss_of, parts):
+    loss = sum(loss_of(part) for part in parts) / len(parts)
+    loss.backward()
+    return loss.item()
+
+
 def drop(lost, one=False):
     def answer(labels, null, share, generator):
         luck = torch.rand(1 if one else len(labels), generator=generator)
@@ -81,6 +100,10 @@ def drop(lost, one=False):
 def drop_in_place(labels, null, share, generator):
     labels[torch.rand(len(labels), generator=generator) < share] = null
     return labels
+
+
+def drop_the_first(labels, null, share, generator):
+    return torch.where(torch.arange(len(labels)) < share * len(labels), null, labels)
 
 
 PARTS = ("network", "average", "optimizer")
@@ -135,10 +158,18 @@ WRONG = [
     ),
     (
         lesson.check_noising,
+        [noising(mix=lambda a, x0, noise: a * x0 + (1 - a**2).sqrt() * noise)],
+        "alpha_bar is alpha squared",
+    ),
+    (
+        lesson.check_noising,
         [noising(mix=lambda a, x0, noise: a.sqrt() * x0 + (1 - a) * noise)],
         "multiplied by 1 - alpha_bar",
     ),
     (lesson.check_noising, [noising(shift=1)], "level of t - 1"),
+    (lesson.check_noising, [noising(draw=centred_uniform)], "deviation 0.58"),
+    (lesson.check_noising, [noising(draw=unseeded)], "one generator, two answers"),
+    (lesson.check_noising, [turned], "in this order"),
     (lesson.check_noising, [lambda x0, a, g: noising()(x0, a, g)[2]], "three things"),
     (lesson.check_step, [step(clear, back_of_loss, move)], "multiplied by the loss"),
     (lesson.check_step, [step(back, move)], "zero_grad() in every step"),
@@ -150,11 +181,12 @@ WRONG = [
         [lambda optimizer, loss: step(clear, back, move)(optimizer, loss) * 2],
         "off",
     ),
+    (lesson.check_step, [step(clear, back, move, result=lambda loss: loss)], "graph in memory"),
     (lesson.check_ema, [lambda average, weights, d: (1 - d) * average + d * weights], "exchanged"),
     (lesson.check_ema, [lambda average, weights, d: weights], "copy of the weights"),
     (lesson.check_ema, [lambda average, weights, d: average], "does not move"),
     (lesson.check_ema, [lambda average, weights, d: average + (1 - d) * weights], "grows"),
-    (lesson.check_accumulate, [accumulate(divide=False)], "times too large"),
+    (lesson.check_accumulate, [accumulate(divide=False)], "twice too large"),
     (
         lesson.check_accumulate,
         [accumulate(only=slice(1, None), divide=False)],
@@ -162,12 +194,15 @@ WRONG = [
     ),
     (lesson.check_accumulate, [accumulate_clearing], "only the last part"),
     (lesson.check_accumulate, [accumulate(only=slice(1))], "only the first part"),
+    (lesson.check_accumulate, [accumulate_at_the_end], "in memory at once"),
     (lesson.check_accumulate, [accumulate(average=False)], "return the mean"),
     (lesson.check_accumulate, [lambda loss_of, parts: 3.0], "no gradient"),
     (lesson.check_drop, [drop(lambda luck, share: luck > share)], "instead of 10%: the comparison"),
     (lesson.check_drop, [drop(lambda luck, share: luck < share, one=True)], "not one for all"),
     (lesson.check_drop, [drop(lambda luck, share: luck < share / 2)], "instead of 10%"),
     (lesson.check_drop, [drop_in_place], "overwritten"),
+    (lesson.check_drop, [drop_the_first], "of the second half of the labels 0%"),
+    (lesson.check_resume, [copy.deepcopy, lambda run, state: state], "which it was given"),
     (lesson.check_resume, [save(*PARTS, copied=False), restore(*PARTS)], "deepcopy"),
     (
         lesson.check_resume,
@@ -213,6 +248,19 @@ def test_the_pictures_are_those_that_the_oracle_reads():
     assert len(scenes) >= 38
     assert {scene.thing.size for scene in scenes} == {"large"}
     assert len({scene.thing.shape for scene in scenes}) == 4
+
+
+def test_the_distance_ranks_drawn_grainy_empty_and_fog():
+    drawn, new = (
+        lesson.pictures(n, torch.Generator().manual_seed(n)).float() / 127.5 - 1 for n in (600, 30)
+    )
+    grain = new + 0.3 * torch.randn(new.shape, generator=torch.Generator().manual_seed(0))
+    empty = new.flatten(2).median(2).values[:, :, None, None].expand_as(new)
+    fog = torch.zeros_like(new)
+    means = [lesson.distance(x, drawn).mean().item() for x in (new, grain, empty, fog)]
+    assert all(1.3 * a < b for a, b in zip(means, means[1:], strict=False)), means
+    assert lesson.distance(drawn[:5], drawn).max() < 1e-4
+    assert lesson.interval(torch.tensor([1.0, 1.0, 1.0])) == "1.000 (1.000 to 1.000)"
 
 
 def test_the_exam_knows_the_true_v_and_gives_the_same_noise_to_all():
