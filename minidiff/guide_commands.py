@@ -5,6 +5,7 @@ Each command draws the same seed without its guide, too, and says what it did.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +124,7 @@ def clip_command(
         for role, seer, embedding in zip(("the CLIP", "its judge"), eyes, embeddings, strict=False):
             before, after = (_fit(seer, images, embedding) for images in (plain, drawn))
             said.append(f"{role} {before:.3f} to {after:.3f}")
-        label = Path(target).name if Path(target).is_file() else target
+        label = Path(target).name if os.path.isfile(target) else target
         click.echo(f"{label}: mean cosine by {', by '.join(said)}")
         table.append((label + "".join(f"\n{line}" for line in said), drawn.cpu()))
     did = f"CLIP guidance of {name} by {Path(eye).stem}: scale {scale:g}, {cuts} cut-outs"
@@ -150,7 +151,7 @@ def semantic_command(weight, model, encoder, eye, scale, number, steps, seed, ou
     minidiff guide semantic --structure drawing.png
     minidiff guide semantic --text "a green star" --style photo.jpg --weight style 10
     """
-    from torch import Generator
+    from torch import Generator, equal
 
     from minidiff import clip, semantic_guidance, zoo
     from minidiff.clip import noisy
@@ -166,6 +167,8 @@ def semantic_command(weight, model, encoder, eye, scale, number, steps, seed, ou
         raise ValueError(f"--weight {unknown.pop()}: expected one of {', '.join(asked)}")
     trained = zoo.load(model)
     sees = noisy.load(encoder or eye, trained.device)
+    if not equal(sees.schedule.alpha_bar, trained.schedule.alpha_bar):
+        raise ValueError("the encoder was trained on another schedule than the model's")
     aims, table = [], []
     for aim, value in wanted.items():
         if aim == "text":
@@ -221,7 +224,7 @@ def _target(seer: CLIP, target: str) -> Tensor:
     from minidiff.clip.use import text_features
     from minidiff.data.images import load_image
 
-    if not Path(target).is_file():
+    if not os.path.isfile(target):  # which a text of any length may be asked
         return text_features(seer, [target])
     picture = load_image(target, seer.config.size)
     return clip.encoder(seer)(picture.to(seer.logit_scale.device))

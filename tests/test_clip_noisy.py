@@ -221,3 +221,11 @@ def test_guide_semantic_adds_the_aims_up(guide):
 def test_guide_semantic_refuses_in_one_sentence(guide, words, said):
     told, _ = guide(*words)
     assert told.exit_code == 1 and said in told.output
+
+
+def test_guide_semantic_refuses_an_encoder_of_another_schedule(guide):
+    model = zoo.load("model.safetensors")
+    model.schedule = NoiseSchedule.linear(500)
+    zoo.save("model.safetensors", model)
+    told, _ = guide("--style", "picture.png")
+    assert told.exit_code == 1 and "on another schedule than the model's" in told.output

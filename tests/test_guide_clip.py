@@ -99,6 +99,7 @@ def test_it_draws_to_texts_and_pictures_and_a_judge_looks_on(small, tmp_path):
         (["a star", "--scale", "nan"], "scale = nan: expected a finite number"),
         (["a star", "--cuts", "0"], "cuts = 0: expected a whole number from 1 up"),
         (["red " * 40], "tokens: expected"),
+        (["red " * 80], "tokens: expected"),  # longer than the name of a file may be
         (["a star", "--model", "shaps"], "there is no model 'shaps'"),
     ],
 )
