@@ -111,6 +111,9 @@ def read_mask(
         keep = made[mask](model.size)
     elif mask == "irregular":
         keep = masks.irregular(model.size, generator=seeded(seed))
+    elif not Path(mask).is_file():
+        names = ", ".join([*made, "irregular"])
+        raise ValueError(f"no picture at {mask}: expected a file, or one of {names}")
     else:
         keep = _mask_file(Path(mask), image, model.size)
     if keep.all():

@@ -360,7 +360,7 @@ MISTAKES = [
     ("sdedit", ["--scale", 3], {}, "expected --prompt"),
     ("sdedit", ["--mask", "half", "--box", "0,0,1,1"], {}, "one of them"),
     ("repaint", [], {}, "expected --mask or --box"),
-    ("repaint", ["--mask", "none.png"], {}, "no picture at none.png"),
+    ("repaint", ["--mask", "none.png"], {}, "none.png: expected a file, or one of half"),
     ("repaint", ["--box", "0,0,1"], {}, "expected four shares of the side"),
     ("repaint", ["--box", "0,0,2,1"], {}, "expected 0 <= top < bottom <= 1"),
     ("repaint", ["--box", "0,0,.01,.01"], {}, "the mask keeps every pixel"),
