@@ -46,7 +46,8 @@ def describe(device: torch.device) -> str:
     """The hardware in words, for cards and logs."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of a {device.type.upper()}"
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' * (threads > 1)} of a {device.type.upper()}"
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:

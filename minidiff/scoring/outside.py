@@ -43,7 +43,7 @@ def by_classifier(bench: Bench, scale: float) -> Arm:
     def denoiser(rows: slice):
         return clamp(classifier(bench.fast.denoiser(), judge.log_prob(wanted[rows]), scale))
 
-    return bench.sampled(denoiser)
+    return bench.sampled(denoiser, step=ddpm_step, path=bench.schedule.path(2 * STEPS))
 
 
 def classifier_guidance(bench: Bench) -> Row:
@@ -53,7 +53,7 @@ def classifier_guidance(bench: Bench) -> Row:
     spreads = [measures.spread(arm.images) for arm in arms.values()]
     effect, arm = pair("right", "%", hits[SCALE], hits[0.0]), arms[SCALE]
     return Row(
-        *("Classifier guidance", f"scale {SCALE:g}, {STEPS} steps, of the null condition"),
+        *("Classifier guidance", f"scale {SCALE:g}, {2 * STEPS} steps, of the null condition"),
         *("scale 0", bench.n, effect, arm.calls, arm.seconds),
         [
             above("right, difference", effect.difference, 0, "%"),
