@@ -44,7 +44,6 @@ from minidiff.clip.train import contrastive_loss
 from minidiff.clip.use import image_features, text_features
 from minidiff.data import shapes
 from minidiff.lessons import lesson_07 as lesson
-from minidiff.metrics import wilson
 
 model, preprocess = clip.load("shapes")
 
@@ -281,7 +280,7 @@ def contrast(U, W, scale, tokens=None):
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
 
-U, W, s = (torch.randn(96, 32, generator=LESSON.generator(k)) for k in (1, 2, 3))
+U, W = (torch.randn(96, 32, generator=LESSON.generator(k)) for k in (1, 2))
 same, s = torch.eye(96).bool(), torch.tensor(14.0)
 print(f"all equal: {contrast(0 * U + 1, 0 * W + 1, s):.4f}; ln 96 = {math.log(96):.4f}")
 print(f"a batch of one: {contrast(U[:1], W[:1], s):.4f}")
@@ -303,10 +302,8 @@ same = twice[:, None] == twice
 print(f"perfect towers, captions twice: {contrast(perfect, perfect, torch.tensor(100.0)):.4f}")
 strict, kind = contrast(U, W[twice], s), contrastive_loss(U, W[twice], s, same)
 print(f"counted as wrong {strict:.4f}, counted as right {kind:.4f}")
-assert (
-    torch.allclose(strict, kind)
-    and abs(contrast(perfect, perfect, torch.tensor(100.0)) - math.log(2)) < 1e-3
-)
+assert torch.allclose(strict, kind)
+assert abs(contrast(perfect, perfect, torch.tensor(100.0)) - math.log(2)) < 1e-3
 
 # %% [markdown]
 # Equal! If two texts are the same, their logits are, and it does not matter to which of them the
@@ -329,9 +326,7 @@ lesson.losses({"contrastive": contrast_losses}, math.log(96), "ln B: knows nothi
 # %%
 cosines = table(towers, 64)
 rank = (cosines > cosines.diagonal()[:, None]).sum(1)  # captions that fit better than the right one
-hits = (rank == 0).sum().item()
-low, high = wilson(hits, 64)
-print(f"right caption first among 64: {hits / 64:.0%} ({low:.0%} to {high:.0%}); chance 1.6%")
+low, _ = lesson.told("right caption first among 64", rank == 0, 64)
 assert LESSON.fast or low > 1 / 64
 
 # %%
@@ -339,43 +334,52 @@ shown = [lesson.matrix(t) for t in (*frames, table(towers))]
 lessons.animation([plot.grid(m.repeat_interleave(4, 2).repeat_interleave(4, 3)) for m in shown], 6)
 
 # %% [markdown]
-# Sixteen pictures (rows) and their captions (columns), none of them trained on, from the first step
-# to the last; white is a cosine of 1. While the loss lies on its plateau the table is nearly even.
-# Then it takes on contrast, and light squares gather on the diagonal, though others are as light:
-# the right caption is often near the top, and not often first. The shipped CLIP has looked at ten times
-# as many pictures, and from here on we use it.
+# Sixteen pictures (rows) and their captions (columns), none of them trained on, from the first
+# step to the last; white is a cosine of 1. While the loss lies on its plateau the table is nearly
+# even. Then it takes on contrast, and light squares gather on the diagonal, though others are as
+# light: the right caption is often near the top, and not often first. This CLIP has looked at
+# 60,000 pictures; the shipped one at 1.5 million, and from here on we use it.
 #
 # ## Zero-shot: naming without having learnt names
 #
-# A classifier of colours from a network that was never trained to classify: write each colour into
-# sentences, and ask which sentence fits best. One class is the *mean* over several templates, and
-# the pictures are of pairs of colour and shape that were held out of training.
+# A classifier of colours from a network that was never trained to classify: write each colour
+# into sentences, and ask which sentence fits best. One class is the *mean* over several
+# templates, and the pictures are of pairs of colour and shape that were held out of training: no
+# training picture has a red star in it.
 
 # %%
-n = LESSON.choose(20, 200, 1000)
+n = LESSON.choose(20, 1000, 1000)
 held_out = shapes.random_scenes(n, LESSON.generator(74), pairs=0.0, held_out=True)
 x = pictures(held_out, 75)
 templates = [f"a {{}} {shape}" for shape in shapes.SHAPES]
-named = [t.format(colour) for colour in shapes.COLOURS for t in templates]
-classes = text_features(model, named).reshape(len(shapes.COLOURS), len(templates), -1)
-classes = F.normalize(classes.mean(1), dim=1)  # (8, embed)
+classes = text_features(model, [t.format(name) for name in shapes.COLOURS for t in templates])
+classes = F.normalize(classes.unflatten(0, (8, len(templates))).mean(1), dim=1)  # (8, embed)
 U, s = image_features(model, x), model.logit_scale.exp().float().detach()
 probs = (s * U @ classes.T).softmax(1)
 assert torch.allclose(probs, clip.zero_shot(model, x, shapes.COLOURS, templates), atol=1e-3)
 
-for what, names, texts in (
-    ("colour", shapes.COLOURS, templates),
-    ("shape", shapes.SHAPES, [f"a {colour} {{}}" for colour in shapes.COLOURS]),
-    ("shape", shapes.SHAPES, ["a {}"]),
-):
-    says = clip.zero_shot(model, x, names, texts)
-    print(f"{what}, {len(texts)} templates: {lesson.graded(says, held_out, names, what)}")
+colour = lesson.told("colour, mean of 6 templates", lesson.correct(probs, held_out, "colour"), 8)
+
+
+def shape(name, scenes, images, templates):
+    says = clip.zero_shot(model, images, shapes.SHAPES, templates)
+    return lesson.told(name, lesson.correct(says, scenes, "shape"), 6)
+
+
+mean = shape("shape, mean of 8 templates", held_out, x, [f"a {c} {{}}" for c in shapes.COLOURS])
+one = shape("shape, 1 template", held_out, x, ["a {}"])
+seen = shapes.random_scenes(n, LESSON.generator(74), pairs=0.0)
+usual = shape("the same, on pairs seen in training", seen, pictures(seen, 75), ["a {}"])
+assert LESSON.fast or (colour[0] > 0.99 and min(mean[0], usual[0]) > one[1])
 
 # %% [markdown]
-# Colours are nearly perfect, although each of these pairs of colour and shape is new. Shapes in new
-# colours are harder: a pixel has a colour, but only many pixels together have a shape. The mean over
-# eight sentences should be a steadier pointer than a single one; compare the last two lines. (For the
-# published CLIP, the paper reports that 80 templates in place of one gain several points on ImageNet.)
+# No colour is missed, although each of these pairs of colour and shape is new. Shapes in new
+# colours are harder: a pixel has a colour, but only many pixels together have a shape. The
+# training is made for that: in many of its pictures the colours are changed and the caption names
+# none, so that a star has to be a star in any colour (`clip.train.recolour`). With one template
+# the new pairs still cost a few percent; compare the last two lines. The mean over eight
+# sentences is a steadier pointer, and wins back more than half of that. (For the published CLIP,
+# the paper reports that 80 templates in place of one gain several points on ImageNet.)
 #
 # ### Sweep: the scale
 #
@@ -419,9 +423,8 @@ pairs = [pictures(shapes.decode(codes), 78) for codes in (before, after)]
 difference = image_features(model, pairs[1]) - image_features(model, pairs[0])
 scores = F.normalize(difference, dim=1) @ directions.T  # (n, words)
 nearest = [names[i] for i in scores.argmax(1)]
-hits = sum(a == b for a, b in zip(nearest, changed, strict=True))
-low, high = wilson(hits, n)
-print(f"the new word is the nearest of {len(names)}: {hits / n:.0%} ({low:.0%} to {high:.0%})")
+right = torch.tensor([a == b for a, b in zip(nearest, changed, strict=True)])
+low, _ = lesson.told(f"the new word is the nearest of {len(names)}", right, len(names))
 assert low > 3 / len(names)
 called = ["+ " + columns[column][i] for column, i in nearest[:8]]
 plot.rows([("before", pairs[0][:8]), ("after", pairs[1][:8], called)]).reduce(2)
@@ -440,23 +443,56 @@ lesson.bars(ranked, "the first pair's difference: nearest words")
 # ## Finding pictures
 
 # %%
-store = pictures(shapes.random_scenes(LESSON.choose(64, 400, 2000), LESSON.generator(79)), 80)
-U = image_features(model, store)
-rows = []
-for query in (
-    "a yellow star",
-    "a blue ring above a pink heart",
-    "a red circle on a navy background",
-):
-    best = (U @ text_features(model, [query])[0]).topk(8).indices.cpu()
-    rows.append((query, store[best]))
-plot.rows(rows).reduce(2)
+kept = shapes.random_scenes(LESSON.choose(64, 400, 400), LESSON.generator(79))
+store = pictures(kept, 80)
+queries = ["a yellow star", "a blue ring above a pink heart", "a red circle on a navy background"]
+cosines = (text_features(model, queries) @ image_features(model, store).T).cpu()
+for query, row in zip(queries, cosines, strict=True):
+    fits = sum(shapes.holds(query, scene) for scene in kept)
+    print(f"{query}: true of {fits}; best cosines", *(f"{v:.2f}" for v in row.topk(4).values))
+print("pictures with a yellow star:", sum("yellow star" in c for c in shapes.captions(kept)))
+assert LESSON.fast or shapes.holds(queries[2], kept[cosines[2].argmax()])
+best = dict(zip(queries, cosines.topk(8).indices, strict=True))
+plot.rows([(query, store[i]) for query, i in best.items()]).reduce(2)
 
 # %% [markdown]
-# Best first. Colours are met at once; a shape is more easily exchanged for another, and of a longer query
-# some part is met rather than all: that is the weakness that zero-shot showed already. The search
-# knows nothing of the pictures but their embeddings, which need computing only once. It always gives an
-# answer: where no picture fits, it gives the next best.
+# Best first; the lines above say of how many pictures each query is true. The one red circle on
+# navy comes first, far ahead of the rest. For the others there is none, and search never says so:
+# it gives the next best, which shares a colour or a shape with the query. A low best cosine is
+# the only hint.
+#
+# 13 pictures do have a yellow star, beside something else, and only one of them is shown. The
+# captions of this world name all things there are, so "a yellow star" says that there is nothing
+# else, and a lone yellow circle is nearer. What a short text leaves open is filled in by what
+# CLIP was trained on.
+#
+# ## Who has which?
+#
+# In the second row the first picture has its pink heart *above* something blue. Just the next
+# best, or does CLIP not see the difference? Let it choose between the true caption of a picture
+# with two things and one with a slip: a word that is wrong, or the right words in a wrong order,
+# such as "a blue circle left of a red star" for "a red circle left of a blue star".
+
+# %%
+two = lesson.two_things(n, LESSON.generator(82))
+U, W = image_features(model, pictures(two, 83)), text_features(model, shapes.captions(two))
+for slip, wrong in lesson.slips(two).items():
+    V = text_features(model, shapes.captions(wrong))
+    print(f"cosine of the two texts {(W * V).sum(1).mean():.2f};", end=" ")
+    low, high = lesson.told(slip, (U * W).sum(1) > (U * V).sum(1), 2)
+    assert LESSON.fast or (high < 0.7 if "exchanged" in slip else low > 0.9)
+
+# %% [markdown]
+# A wrong word is caught nearly always. But who has which colour is told only a little better than
+# by tossing a coin, and who stands where not at all. The cosines of the two texts show where it
+# is lost: to the text tower they are nearly the *same* text, a bag of words.
+#
+# It could read the order, for each token has its position. But nothing asked for it: the wrong
+# answers are the other captions of a batch, and nearly all of them can be told apart by their
+# words; the same words in another order seldom meet there. The loss teaches what the wrong pairs
+# demand, and no more. Published CLIPs have the same weakness
+# ([measured](https://arxiv.org/abs/2210.01936)); the cure proposed there is to put such captions
+# into the batch.
 #
 # ## What does it look at?
 #
@@ -464,10 +500,8 @@ plot.rows(rows).reduce(2)
 # layers; one picture, four texts:
 
 # %%
-scene = shapes.Scene(
-    shapes.Thing("circle", "red"), "centre", "white", "left of", shapes.Thing("star", "blue")
-)
-one = pictures([scene], 81)
+circle, star = shapes.Thing("circle", "red"), shapes.Thing("star", "blue")
+one = pictures([shapes.Scene(circle, "centre", "white", "left of", star)], 81)
 queries = ["a red circle", "a blue star", "a red circle left of a blue star"]
 seen = clip.looks_at(model, one.expand(3, -1, -1, -1), queries).cpu()
 over = plot.heatmap_over(one.expand(3, -1, -1, -1), seen)
@@ -507,16 +541,17 @@ mean, std = (torch.tensor(v)[:, None, None] for v in (c.mean, c.std))
 ranges = {"right": preprocess.normalise((x + 1) / 2), "wrong": (x.cpu() - mean) / std}
 for name, images in ranges.items():
     says = clip.zero_shot(model, images, shapes.COLOURS, templates)
-    print(f"{name} range: {lesson.graded(says, held_out, shapes.COLOURS, 'colour')}")
+    lesson.told(f"{name} range", lesson.correct(says, held_out, "colour"), 8)
 try:
     preprocess.normalise(x)
 except ValueError as error:
     print("the library refuses:", error)
 
 # %% [markdown]
-# Nothing crashes when you do it by hand; only many answers become wrong. That is the dangerous kind of
-# bug, and the reason why the library looks at the range. The other failure of this lesson you saw
-# already: without wrong pairs, everything collapses.
+# Nothing crashes when you do it by hand; only many answers become wrong. That is the dangerous
+# kind of bug, and the reason why the library looks at the range. Two other failures you saw
+# already: without wrong pairs everything collapses, and without wrong pairs that differ in order,
+# the order is not learnt.
 #
 # ## The published weights
 #
@@ -551,7 +586,7 @@ print(f"logits {tuple(per_image.shape)}, off by {(logits - per_image).abs().max(
 #
 # - A text becomes tokens by merges of bytes; no text is unknown.
 # - Two towers, unit embeddings, and a cosine that says how well a picture and a text fit.
-# - The contrastive loss needs wrong pairs: without them everything collapses to one place.
+# - The contrastive loss needs wrong pairs, and teaches only what tells them apart.
 # - $\ln B$ is the loss of knowing nothing; the scale of the logits is learnt.
 # - Zero-shot, search and sums are all the same cosine.
 #

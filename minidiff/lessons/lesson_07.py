@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from matplotlib import pyplot as plt
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minidiff.clip import CLIPConfig, Preprocess
-from minidiff.data.shapes import Scene, random_codes
+from minidiff.data.shapes import COLOURS, SHAPES, Scene, random_codes, random_scenes
 from minidiff.lessons import exercise, expect, require
 from minidiff.metrics import wilson
 
@@ -122,12 +123,19 @@ def check_prepare(answer: Callable) -> str:
 _PUBLISHED = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def graded(probs: Tensor, scenes: Sequence[Scene], names: Sequence[str], what: str) -> str:
-    """How often the likeliest of `names` is the thing's `what`, with its interval, in words."""
+def correct(probs: Tensor, scenes: Sequence[Scene], what: str) -> Tensor:
+    """Whether the likeliest "colour" or "shape" is the thing's: probs (N,names) -> (N,) of bool."""
+    names = {"colour": COLOURS, "shape": SHAPES}[what]
     truth = torch.tensor([names.index(getattr(scene.thing, what)) for scene in scenes])
-    hits = (probs.argmax(1).cpu() == truth).sum().item()
-    low, high = wilson(hits, len(truth))
-    return f"{hits / len(truth):.1%} ({low:.1%} to {high:.1%}), chance {1 / len(names):.0%}"
+    return probs.argmax(1).cpu() == truth
+
+
+def told(name: str, right: Tensor, ways: int) -> tuple[float, float]:
+    """Prints how many of (N,) are right, where chance is 1 in `ways`; returns the interval."""
+    hits, n = right.sum().item(), len(right)
+    low, high = wilson(hits, n)
+    print(f"{name}: {hits / n:.1%} ({low:.1%} to {high:.1%}), chance {1 / ways:.1%}")
+    return low, high
 
 
 def twins(
@@ -143,6 +151,39 @@ def twins(
         twin[column] = (twin[column] + 1 + row % (count - 1)) % count
         changed.append((column, twin[column].item()))
     return before, after, changed
+
+
+def two_things(n: int, generator: torch.Generator) -> list[Scene]:
+    """Scenes of two things, of two colours and two shapes."""
+    scenes: list[Scene] = []
+    while len(scenes) < n:
+        drawn = random_scenes(n, generator, pairs=1.0)
+        scenes += [s for s in drawn if s.thing.colour != s.other.colour]
+        scenes = [s for s in scenes if s.thing.shape != s.other.shape]
+    return scenes[:n]
+
+
+def slips(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
+    """What scenes of two things might be taken for: two have another word, two have the same."""
+    found: dict[str, list[Scene]] = {
+        "another colour": [],
+        "another shape": [],
+        "colours exchanged": [],
+        "places exchanged": [],
+    }
+    for i, scene in enumerate(scenes):
+        a, b = scene.thing, scene.other
+        colours = [colour for colour in COLOURS if colour not in (a.colour, b.colour)]
+        shapes = [shape for shape in SHAPES if shape not in (a.shape, b.shape)]
+        wrong = (
+            (replace(a, colour=colours[i % len(colours)]), b),
+            (replace(a, shape=shapes[i % len(shapes)]), b),
+            (replace(a, colour=b.colour), replace(b, colour=a.colour)),
+            (b, a),
+        )
+        for slip, (thing, other) in zip(found.values(), wrong, strict=True):
+            slip.append(replace(scene, thing=thing, other=other))
+    return found
 
 
 # ---------------------------------------------------------------------------------------- pictures

@@ -1,10 +1,12 @@
 """The checks of lesson 07 accept its solutions and tell known mistakes apart."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from minidiff.data.shapes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing
+from minidiff.data.shapes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing, captions, holds
 from minidiff.lessons import lesson_07 as lesson
 
 
@@ -138,11 +140,27 @@ def test_prepare_slips(answer, told):
     assert told in lesson.check_prepare.verdict(answer)
 
 
-def test_grading_counts():
-    scenes = [Scene(Thing("star", colour)) for colour in ("red", "blue", "blue", "green")]
-    probs = torch.eye(3)[[0, 1, 1, 1]]
-    told = lesson.graded(probs, scenes, ("red", "blue", "green"), "colour")
-    assert told.startswith("75.0%") and told.endswith("chance 33%")
+def test_grading_counts(capsys):
+    scenes = [Scene(Thing("star", colour)) for colour in ("red", "orange", "orange", "green")]
+    right = lesson.correct(torch.eye(8)[[0, 1, 1, 1]], scenes, "colour")
+    assert right.tolist() == [True, True, True, False]
+    assert lesson.correct(torch.eye(6)[[SHAPES.index("star")] * 4], scenes, "shape").all()
+    low, high = lesson.told("colour", right, 8)
+    assert 0.25 < low < 0.5 and 0.9 < high < 1
+    assert capsys.readouterr().out == f"colour: 75.0% ({low:.1%} to {high:.1%}), chance 12.5%\n"
+
+
+def test_slips_have_one_word_of_their_own_or_none():
+    scenes = lesson.two_things(40, torch.Generator().manual_seed(0))
+    true = captions(scenes)
+    assert len(scenes) == len(set(true)) == 40
+    slips = lesson.slips(scenes)
+    for name, wrong in slips.items():
+        for scene, right, slip in zip(scenes, true, captions(wrong), strict=True):
+            assert not holds(slip, scene)
+            new = Counter(slip.split()) - Counter(right.split()) - Counter(["a", "an"])
+            assert sum(new.values()) == (0 if name.endswith("exchanged") else 1)
+    assert [scene.thing for scene in slips["places exchanged"]] == [s.other for s in scenes]
 
 
 def test_twins_differ_in_one_column():
