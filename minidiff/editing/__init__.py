@@ -5,7 +5,7 @@ Every method is a function of a denoiser and images (B,3,H,W) in [-1, 1]; masks 
 """
 
 from minidiff.editing.attention import WordMaps
-from minidiff.editing.blended import background_loss, blended, rank
+from minidiff.editing.blended import background_loss, blended, in_place, rank
 from minidiff.editing.clip_guidance import clip_guided, clip_score, cutouts, spherical_distance
 from minidiff.editing.diffedit import cut, diffedit, difference, edit_mask
 from minidiff.editing.ilvr import ilvr, low_pass
@@ -25,6 +25,7 @@ __all__ = [
     "WordMaps",
     "background_loss",
     "blended",
+    "in_place",
     "clip_guided",
     "clip_score",
     "cut",

@@ -1,7 +1,8 @@
 """Blended Diffusion: a local edit that a score asks for (Avrahami et al. 2022, arXiv 2111.14818).
 
 A score is any differentiable function of images (B,3,H,W) -> (B,), larger where they fit better: a
-CLIP score of augmented images, say. It sees the edited area alone, the rest is grey (0).
+CLIP score of augmented images, say. It sees the edited area alone, the rest is grey (0); with
+`in_place` it sees the kept pixels, too.
 """
 
 from __future__ import annotations
@@ -93,6 +94,18 @@ def background_loss(
     x = add_noise(image, part[0], randn(image.shape, generators, like=image))
     guided = on_x0(denoise, log_prob, 1.0)
     return sample(step, guided, x, part, generator=generators, progress=progress)
+
+
+def in_place(score: Score, image: Tensor, mask: Tensor) -> Score:
+    """A score for `blended` that sees the edited area among the kept pixels of the image.
+
+    Departs from the paper: on a plain background the grey's edge is itself a thing to see, a square
+    of the background's colour.
+    """
+    check_image(image)
+    check_mask(mask, image)
+    kept = image * mask.to(image)
+    return lambda area: score(area + kept)
 
 
 @torch.no_grad()

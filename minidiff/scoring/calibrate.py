@@ -112,7 +112,7 @@ def diffedit_mask(bench: Bench) -> Sweep:
 def diffedit_strength(bench: Bench) -> Sweep:
     gap, rows = diffedit.differences(bench, None).images, []
     settings = [(strength, diffedit.MARGIN) for strength in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
-    for strength, margin in (*settings, (diffedit.ENCODED, 1), (diffedit.ENCODED, 2)):
+    for strength, margin in (*settings, (diffedit.ENCODED, 0), (diffedit.ENCODED, 1)):
         keep = cut(gap, threshold=diffedit.THRESHOLD, margin=margin)
         images = diffedit.decoded(bench, keep, strength).images
         rows.append((f"DiffEdit {strength:g}, margin {margin}", _edited(bench, images)))
@@ -120,7 +120,7 @@ def diffedit_strength(bench: Bench) -> Sweep:
         images = diffedit.by_sdedit(bench, strength).images
         rows.append((f"SDEdit {strength:g}", _edited(bench, images)))
     why = (
-        "DiffEdit: the paper's strength, and the margin that costs least of the background; "
+        "DiffEdit: the paper's strength, and the smallest margin of most new shapes; "
         f"SDEdit, its control, that of as many new shapes that keeps most: {diffedit.MATCHED:g}"
     )
     columns = ("strength", "new shape", "all else kept", "background PSNR")
@@ -174,7 +174,7 @@ def classifier_scale(bench: Bench) -> Sweep:
         figures = (_share(outside.has_look(wanted, images)), _mean(measures.spread(images)))
         rows.append((f"{scale:g}", figures))
     columns = ("scale", "right", "diversity")
-    why = "the largest that the paper tries; more gains little"
+    why = "the smallest scale of most right pictures"
     return Sweep("Classifier guidance", why, columns, rows, f"{outside.SCALE:g}")
 
 

@@ -17,7 +17,7 @@ from minidiff.scoring.table import Row, above, figure, pair, rising, written
 SCALE = 3.0
 QUERY = 5.0  # guidance of DiffEdit
 ENCODED = 0.8  # its strength
-THRESHOLD, MARGIN = 0.5, 1  # of its mask, against the empty caption
+THRESHOLD, MARGIN = 0.5, 2  # of its mask, against the empty caption
 MATCHED = 0.3  # strength of SDEdit that finds as many shapes and keeps the most
 
 

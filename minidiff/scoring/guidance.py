@@ -17,7 +17,8 @@ from minidiff.scoring import measures
 from minidiff.scoring.bench import GROUP, Arm, Bench
 from minidiff.scoring.table import Pair, Row, above, below, exact, figure, pair, rising
 
-SCALE, STRONG = 3.0, 8.0
+SCALE, STRONG = 2.0, 8.0
+BOTH = 3.0  # the weights of two prompts, together
 AWAY = 1.25  # scale against a negative prompt: more leaves what the model knows
 SWEEP = (1.0, 2.0, 3.0, 8.0)
 LOW, HIGH = 100, 600  # where guidance by an interval is on
@@ -47,7 +48,11 @@ def classifier_free_guidance(bench: Bench) -> Row:
         [
             above("right, difference", effect.difference, 0, "%"),
             rising("right at scales 1, 2, 3, not falling", accuracies[:3], strictly=False),
-            above("misfit, scale 8 less scale 3", figure(_misfit(arms[-1]) - _misfit(drawn)), 0),
+            above(
+                f"misfit, scale 8 less scale {SCALE:g}",
+                figure(_misfit(arms[-1]) - _misfit(drawn)),
+                0,
+            ),
             exact("scale 1 is the conditional model and 0 the other, bit for bit", _ends(bench)),
             exact("with the paper's weight for a scale they are not", not _ends(bench, off=1)),
         ],
@@ -61,7 +66,10 @@ def classifier_free_guidance(bench: Bench) -> Row:
                 for s, a in zip(SWEEP, arms, strict=True)
             ),
         ],
-        pictures={"scale 3": drawn.images[::GROUP][:4], "scale 1": plain.images[::GROUP][:4]},
+        pictures={
+            f"scale {SCALE:g}": drawn.images[::GROUP][:4],
+            "scale 1": plain.images[::GROUP][:4],
+        },
     )
 
 
@@ -127,17 +135,17 @@ def several_prompts(bench: Bench) -> Row:
         conditions = [bench.fast.condition(said[rows]) for said in (where, on)]
         null = bench.fast.condition([None] * len(where[rows]))
         run, predicts = bench.fast.run, bench.fast.predicts
-        weights = [SCALE / 2, SCALE / 2]
+        weights = [BOTH / 2, BOTH / 2]
         return clamp(weighted_prompts(run, conditions, weights, null, predicts=predicts))
 
     joint = bench.sampled(both)
-    alone = [bench.sampled(bench.guided(said, SCALE)) for said in (where, on)]
+    alone = [bench.sampled(bench.guided(said, BOTH)) for said in (where, on)]
     hits, *single = (measures.right(bench.captions, a.images) for a in (joint, *alone))
     better = max(single, key=lambda found: found.sum())
     effect = pair("both right", "%", hits, better)
     return Row(
-        *("Weighted prompts", f"two prompts of weight {SCALE / 2:g}, place and background"),
-        *(f"the better one alone, weight {SCALE:g}", bench.n, effect, joint.calls, joint.seconds),
+        *("Weighted prompts", f"two prompts of weight {BOTH / 2:g}, place and background"),
+        *(f"the better one alone, weight {BOTH:g}", bench.n, effect, joint.calls, joint.seconds),
         [above("both right, difference", effect.difference, 0, "%", firm=True)],
         pictures={
             "both": joint.images[:4],

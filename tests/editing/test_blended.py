@@ -9,7 +9,7 @@ import torch
 from exact import SCHEDULE, gaussian
 from torch import Generator
 
-from minidiff.editing import background_loss, blended, rank, sdedit
+from minidiff.editing import background_loss, blended, in_place, rank, sdedit
 from minidiff.editing.masks import box, half
 from minidiff.metrics import psnr
 
@@ -103,6 +103,23 @@ def test_ranking_puts_the_best_edit_first_and_ignores_the_background():
     assert rank(images, BOX, brightness).tolist() == [1, 3, 0, 2]
     assert rank(images, BOX, lambda x: -brightness(x)).tolist() == [2, 0, 3, 1]
     assert brightness(images).argsort(descending=True).tolist()[0] == 0  # Mutant: whole images.
+
+
+def test_in_place_the_score_sees_the_kept_pixels_around_the_edited_area():
+    image, path, seen = fields.draw(2), SCHEDULE.path(6), []
+
+    def score(x):
+        seen.append(x.detach())
+        return brightness(x)
+
+    blended(fields.denoise, image, BOX, path, score, 1, generator=seeded())
+    alone = len(seen)
+    blended(fields.denoise, image, BOX, path, in_place(score, image, BOX), 1, generator=seeded())
+    kept = BOX.bool().expand_as(image)
+    assert all((x[kept] == 0).all() for x in seen[:alone]) and len(seen) == 2 * alone > 0
+    assert all(torch.equal(x[kept], image[kept]) for x in seen[alone:])
+    with pytest.raises(ValueError, match="the mask has shape"):
+        in_place(score, image, BOX[..., :4])
 
 
 def test_an_image_of_a_seed_is_the_same_alone_and_in_a_batch():
