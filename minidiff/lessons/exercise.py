@@ -23,6 +23,7 @@ import functools
 import linecache
 import traceback
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -93,10 +94,12 @@ def expect(
     is told its type, shape or largest error, and the `hint`.
     """
     wanted = torch.as_tensor(wanted)
-    if not isinstance(found, Tensor | float | int):
+    if not isinstance(found, Tensor | float | int | complex):
         what = "a number" if wanted.ndim == 0 else f"a tensor of shape {tuple(wanted.shape)}"
         raise Wrong(f"expected {what}, got a {type(found).__name__}")
     found = torch.as_tensor(found).detach().to(wanted.device)
+    if found.is_complex():
+        raise Wrong(f"the result is complex: a root was taken of a negative number; {hint}")
     if _equal(found, wanted, tolerance):
         return
     for value, sentence in known:
@@ -129,13 +132,15 @@ class _Watched:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             result = self._function(*args, **kwargs)
+        except (Wrong, _NotDone):  # of what the check gave it to call
+            raise
         except Exception as error:
             if "ellipsis" in str(error):  # a blank in the middle was computed with
                 raise _NotDone from error
             raise _Failed from error
         for part in result if isinstance(result, tuple) else (result,):
             _refuse_blank(part)
-        return result
+        return _Watched(result) if isinstance(result, FunctionType) else result
 
 
 def _refuse_blank(value: Any) -> None:

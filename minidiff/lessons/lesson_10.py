@@ -35,21 +35,39 @@ def check_climb(answer: Callable) -> str:
     here, there = SCHEDULE.level(400), SCHEDULE.level(450)
     ratio = there.alpha / here.alpha
     beta = 1 - ratio**2
+    found = answer(x, here, there, noise)
+    require(
+        not isinstance(found, Tensor) or torch.equal(found, answer(x, here, there, noise)),
+        "called twice, it answers differently: take the noise that is given, draw none",
+    )
     expect(
-        answer(x, here, there, noise),
+        found,
         ratio * x + beta**0.5 * noise,
         "sqrt(1 - beta) * x + sqrt(beta) * noise, with beta = 1 - (there.alpha/here.alpha)**2",
         known=[
             (
                 ratio * x + beta * noise,
-                "beta is a variance, and noise is scaled by a deviation: take the square root "
-                "(algorithm 1 of the paper is misprinted here, and a library once copied it)",
+                "beta is a variance, and noise is scaled by a deviation: take the square root",
             ),
             (
                 ratio**2 * x + beta**0.5 * noise,
                 "x is scaled by 1 - beta: here, too, the square root is missing",
             ),
             (x + beta**0.5 * noise, "x keeps its size: scale it by there.alpha/here.alpha"),
+            (ratio * x, "no noise comes on top: x is only made smaller; add sqrt(beta) * noise"),
+            (
+                ratio**0.5 * x + (1 - ratio) ** 0.5 * noise,
+                "1 - beta is the square of there.alpha/here.alpha: alpha is a root already",
+            ),
+            (
+                ratio * x + (there.sigma**2 - here.sigma**2) ** 0.5 * noise,
+                "the noise in x becomes smaller, too, as x is scaled: more than the difference of "
+                "the two variances is missing",
+            ),
+            (
+                beta**0.5 * x + ratio * noise,
+                "the two factors are exchanged: sqrt(1 - beta) belongs to x, sqrt(beta) to noise",
+            ),
             (
                 ratio * x + there.sigma * noise,
                 "x has noise already: only what is missing comes on top, sqrt(beta)",
@@ -69,6 +87,9 @@ def check_jumps(answer: Callable) -> str:
     """answer(steps, length, times) -> RePaint's list of levels, from steps to 0."""
     found, wanted = answer(9, 3, 3), jumps(9, 3, 3)
     require(isinstance(found, list), f"expected a list of integers, got a {type(found).__name__}")
+    require(len(found) > 0, "the list is empty: it begins with steps, and ends with 0")
+    odd = [k for k in found if not isinstance(k, int)]
+    require(not odd, f"expected integers, indices of a path: there is {odd[:1]} in the list")
     shown = f"9 steps with jumps of 3, 3 passes, give {', '.join(map(str, found[:14]))}, ..."
     down = list(range(9, -1, -1))
     require(found != down, f"{shown}: that never climbs")
@@ -76,9 +97,14 @@ def check_jumps(answer: Callable) -> str:
         found != down * 3 and found != down + down[1:] * 2,
         f"{shown}: the whole walk is repeated; the passes belong inside, at each place by itself",
     )
+    require(found[0] == 9, f"{shown}: the list begins where the path does, at steps")
     require(
         found != jumps(9, 3, 4),
         f"{shown}: that is a pass too many: 3 passes are 2 climbs, as the first pass needs none",
+    )
+    require(
+        found != jumps(9, 3, 2),
+        f"{shown}: that is a pass too few: 3 passes are 2 climbs from each place",
     )
     require(
         found != jumps(9, 1, 3),
@@ -89,24 +115,43 @@ def check_jumps(answer: Callable) -> str:
         all(abs(a - b) == 1 for a, b in pairwise(found)),
         f"{shown}: the list visits every level on its way, also when it climbs",
     )
-    require(found == wanted, f"{shown}: expected {', '.join(map(str, wanted[:14]))}, ...")
+    lowest = [b for a, b, c in zip(found, found[1:], found[2:], strict=False) if a > b < c]
+    require(
+        set(lowest) == {1, 4},
+        f"{shown}: it climbs from {', '.join(map(str, dict.fromkeys(lowest)))}; the places are 1, "
+        "1 + length, ..., so 1 and 4: a climb from 7 would end above 9",
+    )
+    unlike = [i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b]
+    right = min([*unlike, len(found), len(wanted)])
+    rest = slice(right, right + 8)
+    require(
+        found == wanted,
+        f"9 steps with jumps of 3, 3 passes: the first {right} levels are right, but then come "
+        f"{found[rest]}, expected {wanted[rest]}",
+    )
     require(answer(5, 1, 2) == jumps(5, 1, 2), "right for jumps of 3 levels, but not of 1")
+    require(answer(4, 2, 1) == [4, 3, 2, 1, 0], "right for 3 passes, but one never climbs")
     return f"{len(found) - 1} moves, {sum(b < a for a, b in pairwise(found))} of them down"
 
 
 @exercise
+@torch.enable_grad()
 def check_area(answer: Callable) -> str:
     """answer(score, mask) -> a score of images (B,3,H,W) -> (B,) that sees only the edited area."""
     mask = torch.ones(1, 1, 8, 8, dtype=torch.float64)
     mask[..., 2:6, 2:6] = 0
-    x = _normal(3)
+    x, weight = _normal(3), _normal(4)[:1]
 
     def score(images: Tensor) -> Tensor:
-        return images.square().flatten(1).sum(1)
+        require(
+            isinstance(images, Tensor) and images.shape == x.shape,
+            "the score takes whole pictures (B, 3, H, W): no part cut out, but the rest set to 0",
+        )
+        return (images * weight + images.square()).flatten(1).sum(1).square()
 
     made = answer(score, mask)
     require(callable(made), "expected a function of images: define one inside, and return it")
-    found = made(x)
+    found = made(x.clone().requires_grad_())
     require(
         not (isinstance(found, Tensor) and found.ndim == 0),
         "that is one number for the whole batch: one an image, or the images pull at one another",
@@ -122,10 +167,18 @@ def check_area(answer: Callable) -> str:
                 "the mask is turned around: the edit is where it is 0",
             ),
             (
+                score(x) - score(x * mask),
+                "a score is no sum over pixels: show it the picture with all but the edit set to 0",
+            ),
+            (
                 score((x * (1 - mask) + 1) / 2),
                 "the score takes images in [-1, 1]: the CLIP's own encoder makes [0, 1] of them",
             ),
         ],
+    )
+    require(
+        found.requires_grad,
+        "the value is right, but no gradient leads back to the picture: no detach, no no_grad",
     )
     return "what is kept cannot please the score"
 

@@ -56,6 +56,7 @@ def breaks(x):
         (lambda x: x / 0, "not yet right: the result holds NaN or infinite values; multiply by"),
         (lambda x: [1], "not yet right: expected a tensor of shape (2, 3), got a list"),
         (lambda x: (x, ...), "not done yet: <lambda>; open"),
+        (lambda x: x + 2j * x, "not yet right: the result is complex: a root was taken"),
     ],
 )
 def test_each_answer_has_its_verdict(answer, verdict):
@@ -66,6 +67,30 @@ def test_an_error_is_told_with_its_line():
     told = check_double.verdict(breaks)
     assert "breaks fails at `return x.reshape(size, 7)`: RuntimeError: shape '[2, 7]'" in told
     assert "TypeError" in check_double.verdict(lambda: 1)  # the wrong number of arguments
+
+
+@exercise
+def check_inner(answer):
+    def given(x):
+        require(x.ndim == 2, "give it a matrix")
+        return x
+
+    expect(answer(given)(X), 2 * X, "multiply by two")
+    return "twice as much"
+
+
+@pytest.mark.parametrize(
+    ("inner", "verdict"),
+    [
+        (lambda f: lambda x: f(x + x), "right: twice as much"),
+        (lambda f: lambda x: ..., "not done yet: <lambda>; open"),
+        (lambda f: lambda x: None, "not yet right: the result is None: did you forget `return`?"),
+        (lambda f: lambda x: x.reshape(7), "<lambda> fails at `(lambda f: lambda x: x.reshape(7)"),
+        (lambda f: lambda x: f(x[0]), "not yet right: give it a matrix"),
+    ],
+)
+def test_a_function_that_is_answered_is_watched_too(inner, verdict):
+    assert check_inner.verdict(inner).startswith(verdict)
 
 
 def test_a_blank_may_be_a_value():

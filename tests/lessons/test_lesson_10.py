@@ -15,14 +15,22 @@ def beta(here, there):
 
 
 WRONG_CLIMBS = {
-    "algorithm 1 of the paper is misprinted": lambda x, a, b, z: (
-        b.alpha / a.alpha * x + beta(a, b) * z
-    ),
+    "scaled by a deviation": lambda x, a, b, z: b.alpha / a.alpha * x + beta(a, b) * z,
     "scaled by 1 - beta": lambda x, a, b, z: (1 - beta(a, b)) * x + beta(a, b) ** 0.5 * z,
     "x keeps its size": lambda x, a, b, z: x + beta(a, b) ** 0.5 * z,
     "has noise already": lambda x, a, b, z: b.alpha / a.alpha * x + b.sigma * z,
     "right for a clean x": lambda x, a, b, z: add_noise(x, b, z),
     "upside down": lambda x, a, b, z: a.alpha / b.alpha * x + beta(a, b) ** 0.5 * z,
+    "no noise comes on top": lambda x, a, b, z: b.alpha / a.alpha * x,
+    "alpha is a root already": lambda x, a, b, z: (
+        (b.alpha / a.alpha) ** 0.5 * x + (1 - b.alpha / a.alpha) ** 0.5 * z
+    ),
+    "more than the difference": lambda x, a, b, z: (
+        b.alpha / a.alpha * x + (b.sigma**2 - a.sigma**2) ** 0.5 * z
+    ),
+    "are exchanged": lambda x, a, b, z: beta(a, b) ** 0.5 * x + b.alpha / a.alpha * z,
+    "complex": lambda x, a, b, z: a.alpha / b.alpha * x + beta(b, a) ** 0.5 * z,
+    "draw none": lambda x, a, b, z: renoise(x, a, b),
     "off by up to": lambda x, a, b, z: b.alpha / a.alpha * x - beta(a, b) ** 0.5 * z,
 }
 
@@ -40,6 +48,28 @@ def down(steps):
     return list(range(steps, -1, -1))
 
 
+def climbing(places):
+    """Like `jumps`, but from places(steps, length)."""
+
+    def walk(steps, length, times):
+        left = {k: times - 1 for k in places(steps, length)}
+        t, visited = steps, [steps]
+        while t > 0:
+            t -= 1
+            visited.append(t)
+            if left.get(t, 0) > 0:
+                left[t] -= 1
+                visited += range(t + 1, t + length + 1)
+                t += length
+        return visited
+
+    return walk
+
+
+def once_too_often(steps, length, times):
+    return jumps(steps, length, max(times, 2))
+
+
 WRONG_JUMPS = {
     "never climbs": lambda steps, length, times: down(steps),
     "the whole walk is repeated": lambda steps, length, times: down(steps) * times,
@@ -47,7 +77,15 @@ WRONG_JUMPS = {
     "each climb is by": lambda steps, length, times: jumps(steps, 1, times),
     "the last level is 0": lambda *a: jumps(*a)[:-1],
     "visits every level": lambda *a: [k for k in jumps(*a) if k % 3 == 0],
-    "expected 9, 8": lambda steps, length, times: jumps(steps + 1, length, times)[1:],
+    "begins where the path does": lambda *a: jumps(*a)[1:],
+    "a pass too few": lambda steps, length, times: jumps(steps, length, times - 1),
+    "climbs from 6, 3": climbing(lambda steps, length: range(length, steps, length)),
+    "climbs from 3, 0": climbing(lambda steps, length: range(0, steps - length, length)),
+    "climbs from 7, 4, 1": climbing(lambda steps, length: range(1, steps, length)),
+    "the first 18 levels are right": lambda *a: [*jumps(*a)[:18], *jumps(*a)[12:]],
+    "is empty": lambda *a: [],
+    "expected integers": lambda *a: [float(k) for k in jumps(*a)],
+    "but one never climbs": once_too_often,
     "but not of 1": lambda *a: jumps(9, 3, 3),
     "expected a list": lambda *a: tuple(jumps(*a)),
 }
@@ -68,6 +106,12 @@ WRONG_AREAS = {
     "one number for the whole batch": lambda score, mask: lambda x0: score(x0 * (1 - mask)).mean(),
     "makes [0, 1] of them": lambda score, mask: lambda x0: score((x0 * (1 - mask) + 1) / 2),
     "expected a function": lambda score, mask: 1 - mask,
+    "no sum over pixels": lambda score, mask: lambda x0: score(x0) - score(x0 * mask),
+    "whole pictures": lambda score, mask: lambda x0: score(x0[..., 2:6, 2:6]),
+    "no gradient": lambda score, mask: lambda x0: score(x0.detach() * (1 - mask)),
+    "NameError": lambda score, mask: lambda x0: score(x0 * (1 - msk)),  # noqa: F821
+    "did you forget": lambda score, mask: lambda x0: None,
+    "not done yet": lambda score, mask: lambda x0: ...,
     "off by up to": lambda score, mask: lambda x0: -score(x0 * (1 - mask)),
 }
 
