@@ -202,8 +202,8 @@ lesson.show_points(panels, dot[0])
 # %% [markdown]
 # The shares of the four clusters agree with exact draws, within what chance allows. At $t_0 = 50$
 # nearly all points go to the two clusters near the dot, and stand on the side where it is. At $200$
-# they fill all four, the nearer ones more often; at $500$ they have forgotten the dot, and the
-# shares are almost those of the data: 0.4, 0.3, 0.2 and 0.1.
+# they fill all four, the two near ones more often than the data do; at $500$ they have forgotten
+# the dot, and the shares are almost those of the data: 0.4, 0.3, 0.2 and 0.1.
 #
 # ## Run it, and watch
 #
@@ -376,8 +376,7 @@ lesson.small(plot.grid(torch.cat(blurred), ["reference", "N = 2", "N = 4", "N = 
 # keep its own details untouched. A cubic filter leaks some of one into the other at every step.
 #
 # A DDPM step proposes $x'$ at level $s$. ILVR replaces its low frequencies by those of the
-# reference
-# $y_0$, noised to the **same** level:
+# reference $y_0$, noised to the **same** level:
 #
 # $$ x_s = x' - \phi_N(x') + \phi_N(y_s), \qquad y_s = \alpha_s\, y_0 + \sigma_s\, \epsilon . $$
 #
@@ -411,9 +410,8 @@ lesson.small(plot.rows([*table, ("N = 8, free\nbelow t = 500", early)]))
 # %% [markdown]
 # Notice the second knob. With $N = 2$ and $4$ all three are the reference, but for the finest
 # lines. With $N = 8$ pattern and outline differ, with $N = 16$ the pose does, and one is hardly a
-# butterfly:
-# $4 \times 4$ means say little. The printed differences between the three images of a row rise with
-# $N$. They rise, too, if you stop early: the last row is held only down to $t = 500$.
+# butterfly: $4 \times 4$ means say little. The printed differences between the three images of a
+# row rise with $N$. They rise, too, if you stop early: the last row is held only down to $t = 500$.
 #
 # ### Your turn: ILVR's replacement
 #
