@@ -470,7 +470,7 @@ def climb(x, here, there):
 
 
 def without_the_root(x, here, there):
-    """Mutant: the misprint of RePaint's algorithm 1, the variance where its root belongs."""
+    """Mutant: the variance where its root belongs, the slip of RePaint's algorithm 1, line 5."""
     ratio = there.alpha / here.alpha
     return ratio * x + (there.sigma**2 - (ratio * here.sigma) ** 2) * torch.randn_like(x)
 
@@ -529,7 +529,7 @@ def test_known_pixels_have_the_law_of_their_level():
 
     assert all(law_is_right(frame.x, frame.level) for frame in frames(climb))
     assert len(climbed[climb]) == 49 and all(climbed[climb])
-    # Mutants: the misprint; and known pixels of the level above.
+    # Mutants: the climb without its root; and known pixels of the level above.
     list(frames(without_the_root))
     assert not any(climbed[without_the_root][-20:])
     late = frames(climb, lambda x, level: paste(x, levels[min(levels.index(level) + 1, 50)]))

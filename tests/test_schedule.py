@@ -204,7 +204,7 @@ def test_add_noise_has_the_stated_mean_and_deviation():
 
 
 def without_the_root(x, here, there, noise):
-    """The misprint of RePaint's algorithm 1: the variance where its root belongs."""
+    """The variance where its root belongs, the slip of RePaint's algorithm 1, line 5."""
     ratio = there.alpha / here.alpha
     return ratio * x + (there.sigma**2 - (ratio * here.sigma) ** 2) * noise
 

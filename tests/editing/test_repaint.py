@@ -79,7 +79,7 @@ def test_pixels_have_the_laws_of_their_levels(monkeypatch):
     assert laws() == (True, True)
 
     def misprint(x, here, there):
-        """Mutant: the variance where algorithm 1 needs its root."""
+        """Mutant: the variance where its root belongs, the slip of algorithm 1, line 5."""
         ratio = there.alpha / here.alpha
         return ratio * x + (there.sigma**2 - (ratio * here.sigma) ** 2) * torch.randn_like(x)
 
