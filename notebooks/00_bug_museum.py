@@ -216,8 +216,8 @@ for name, x in (("right", straight), ("with the mistake", strided)):
 # ## Exhibit 4: far too blue
 #
 # Colour guidance: at each step $x_t$ is moved so that the predicted $\hat x_0$ comes closer to blue. All
-# rows have the same noise and the same scale, 40. The curve shows the strength that each code gives to
-# the gradient. The last row is the course's code.
+# rows have the same noise, and both guided ones the same scale, 40. The curve shows the strength that
+# each code gives to the gradient. The last row is the course's code.
 #
 # - **a** The scale is too large.
 # - **b** The gradient has the wrong sign.
@@ -232,6 +232,7 @@ table = []
 for name, strengths in (("unguided", [0] * steps), ("meant", by_t), ("shipped", by_counter)):
     x = lesson.coloured(free, z, path, blue, [40 * s for s in strengths])
     table.append((f"{name}\nfrom blue: {(x - blue).abs().mean():.2f}", x.clamp(-1, 1)))
+    print(f"{name:<8} differences of neighbours {haze(x).mean():.3f}")
 series = {"meant": (range(steps), by_t), "shipped": (range(steps), by_counter)}
 display(plot.rows(table))
 plot.curves(plot.Panel("Strength of the gradient", series, x="step"))
@@ -252,7 +253,9 @@ lesson.check_counter(answer_4)
 # </details>
 #
 # A trap: by the loss itself, the mistake looks like an improvement. The last row is *closer* to blue, and
-# its shapes have melted. The test: print the first and the last strength.
+# pays for it: a weave lies over its backgrounds, and some things are ghosts, run into each other or half
+# there. The median difference of neighbouring pixels, from exhibit 3, sees the weave. The test: print the
+# first and the last strength.
 
 # %%
 print(f"meant:   {by_t[0]:.3f} on the first step, {by_t[-1]:.3f} on the last")

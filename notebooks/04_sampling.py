@@ -64,9 +64,9 @@ ten = {
 lesson.sheet([(f"{name}\n10 calls", x) for name, x in ten.items()])
 
 # %% [markdown]
-# The two lower rows agree: from the noise on, these samplers are deterministic. DDPM draws fresh
-# noise at every step, so its pictures are others, and ten steps are few for it: look for one thing
-# too many.
+# The two lower rows nearly agree: from the noise on, these samplers are deterministic and go to one
+# limit, down to the star too many. Where they differ, in a ground and in a heart's place, ten calls
+# were too few for one of them. DDPM draws fresh noise at every step, so its pictures are others.
 #
 # **Before you run on, write down what you expect:**
 #
@@ -89,7 +89,7 @@ lesson.sheet([(name, x[:5]) for name, x in table])
 # %% [markdown]
 # Fog. Many pictures are compatible with pure noise, and the network answers with their *mean*,
 # because the mean is what a squared error asks for. The caption narrows the choice, but place, size
-# and background are open, so all it adds to the mean is a tint. Nothing is wrong with the network;
+# and background are open, so it adds hardly a tint to the mean. Nothing is wrong with the network;
 # the question was too hard. Asked at a lower noise, it knows more. So we take a small step down and
 # ask again.
 #
@@ -174,9 +174,9 @@ assert variety(arms["DDPM without noise"]) < 0.5 * variety(arms["DDPM"])
 lesson.sheet([(name, x[:8]) for name, x in arms.items()])
 
 # %% [markdown]
-# Same network, same 25 calls. What is decided at high noise collapses first: without dice every
-# background is the same pale one, and nobody has chosen it. When a sampler of yours gives
-# pale and similar pictures, look for noise that is missing.
+# Same network, same 25 calls, and one picture eight times: without dice nobody chooses ground, place
+# or size, and all noises end where the points did, at one place. When a sampler of yours gives alike
+# pictures from unlike seeds, look for noise that is missing.
 #
 # ### Your turn: one step of DDPM
 #
@@ -264,8 +264,8 @@ lesson.sheet(sweep)
 
 # %% [markdown]
 # $\eta$ changes what captions leave open, place, size and background: at 0 the starting noise has
-# settled them, at 1 the noise drawn on the way does. With dice and only ten calls, a second thing
-# slips into a picture here and there.
+# settled them, at 1 the noise drawn on the way does. Ten calls are few: two rows have a star too
+# many, and in the middle one the heart has all but vanished.
 #
 # ### Your turn: a whole sampler
 #
@@ -443,9 +443,9 @@ lesson.sheet([(f"{s}\n5 calls", sample(samplers.ddim_step, denoise, z, path(5, s
 # %% [markdown]
 # `leading` starts well below $T$, at a level where $\alpha = \sqrt{\bar\alpha}$ should carry a trace
 # of a picture that pure noise has not. And it asks its last question at $t = 1$, where `trailing`
-# asks at $t = 200$ and takes the mean of all that is open there. Compare the rows: other tones of
-# background above and below from the same noise, and the square, unfinished in both. No table of
-# levels rescues five calls of DDIM.
+# asks at $t = 200$ and takes the mean of all that is open there. Compare the rows: other backgrounds
+# above and below from the same noise, two stars in both, and a square that is unfinished in both.
+# No table of levels rescues five calls of DDIM.
 #
 # ## Run: a picture comes about
 
@@ -457,9 +457,12 @@ lesson.strip(frames, images=2)
 lessons.animation([frame.prediction.x0[:3] for frame in frames[::2]], fps=5)
 
 # %% [markdown]
-# Coarse things are decided first. At $t$ near 600 the background is chosen and something stands
-# somewhere; by 350 place and outline are settled; after that only edges move. In the animation the
-# predicted $x_0$ turns from fog to a picture within a few frames, and then hardly changes.
+# Coarse things are decided first. At $t$ near 600 something stands somewhere, in the upper row at two
+# places at once; by 350 one of them is left, with its outline. The tone of the ground may take
+# longer: above, it is still green there, and cream by 128. In the animation the predicted $x_0$ turns
+# from fog to a picture within a few frames. Look at the last ones, too: a fine grain comes up on the
+# grounds. On the `log_snr` path these steps lie below $t = 20$, where this network takes hardly any
+# noise away; the path that suits the solver need not suit the network.
 #
 # ## Sweep: how many calls are enough?
 
@@ -478,8 +481,8 @@ lesson.sheet(sweep, column_labels=[f"{k} calls" for k in counts])
 
 # %% [markdown]
 # Notice that DDPM changes its mind between columns: other steps, other dice. DDIM and 2M go to
-# *one* picture a row and stay there. At 4 and 6 calls theirs are unfinished, a faint heart or none,
-# because each long stride keeps a piece of fog; 2M is there a column before DDIM.
+# *one* picture a row, both to the same, and stay there. At 4 and 6 calls theirs are unfinished, a
+# heart that is faint, misplaced or missing. With ten calls 2M is there in both rows, and DDIM in one.
 #
 # ## Measure: pictures
 
@@ -499,15 +502,15 @@ assert on_pictures["2M"][counts[-1]] < on_pictures["DDIM"][counts[-1]]
 lesson.errors({"four pictures, root mean square": on_pictures})
 
 # %% [markdown]
-# The same orders on pictures, where no closed form helps: each picture is compared with the one that
-# 80 steps lead to. With 12 calls 2M is nearer to it than DDIM with 24. (The network runs in float32
-# here; in bfloat16 its rounding would hide errors below about 0.002.)
+# The same ranking on pictures, where no closed form helps: each picture is compared with the one that
+# 80 steps lead to. 2M falls faster, and with 12 calls is about as near as DDIM with 24. (The network
+# runs in float32 here; in bfloat16 its rounding would hide errors below about 0.002.)
 #
 # But is a smaller error a better picture? Ask the oracle, which reads pictures and knows nothing of
 # solvers: how many show what their captions say?
 
 # %%
-n = LESSON.choose(8, 32, 256)
+n = LESSON.choose(8, 96, 256)
 wanted, begin = n // 8 * captions, model.noise(n, LESSON.generator(42))
 asked = clamp(model.denoiser(wanted))
 for calls in LESSON.choose((3,), (3, 5, 10), (3, 5, 10, 20)):
@@ -518,10 +521,12 @@ for calls in LESSON.choose((3,), (3, 5, 10), (3, 5, 10, 20)):
         print(f"{calls:>2} calls {name:<5} {right:>3} of {n}, {low:.0%} to {high:.0%}")
 
 # %% [markdown]
-# With three calls about half are right, with ten nearly all. Between the samplers the intervals
-# overlap, and DDPM, which is nowhere near any ODE, is not behind. Order of accuracy says how fast a
-# sampler comes to *its* limit, and not whether that limit is a good picture. If pictures are what
-# you want, measure pictures, and enough of them.
+# The ranking is turned around. DDPM, which is nowhere near any ODE, has the most right at each number
+# of calls, and 2M the fewest; with five calls its interval lies wholly below the two others. Two
+# reasons: order of accuracy says how fast a sampler comes to *its* limit, not whether that is a good
+# picture, and fresh noise lets later steps mend what earlier ones got wrong. And 2M's path spends
+# calls at low noise, where nothing that a caption names is still open. If pictures are what you want,
+# measure pictures, and enough of them.
 #
 # ## Break it on purpose
 #
