@@ -181,8 +181,9 @@ plot.grid(over, ["picture", *caption.split()], columns=9).reduce(2)
 
 # %% [markdown]
 # Each map is scaled to its own maximum. The words for the two things light up where those things
-# came to stand, "red" and "circle" elsewhere than "blue" and "square". Nobody taught the network
-# where; it found that it predicts the noise better when a place reads its own words.
+# came to stand, "red" and "circle" elsewhere than "blue" and "square". The little words go
+# where they like: "of" to the circle, "a" anywhere. Nobody taught the network where; it found that it
+# predicts the noise better when a place reads its own words.
 #
 # ## Round 2: ten percent without a label
 #
@@ -335,10 +336,13 @@ plot.rows(sweep, column_labels=cifar.encoder.names).reduce(2)
 # %%
 m = LESSON.choose(4, 16, 200)
 captions = shapes.captions(shapes.random_scenes(m, LESSON.generator(61), pairs=1.0))
-zw, read = words.noise(m, LESSON.generator(62)), []
+zw, read, told = words.noise(m, LESSON.generator(62)), [], []
 for scale in scales:
-    right = shapes.grade(captions, draw(words, words.denoiser(captions, scale), zw)).sum().item()
+    x = draw(words, words.denoiser(captions, scale), zw)
+    right = shapes.grade(captions, x).sum().item()
     read.append((right / m, *wilson(right, m)))
+    told.append((f"scale {scale}", x[:8]))
+plot.rows(told).reduce(2)
 
 # %%
 classes = [recognised(drawn[scale]) for scale in scales]
@@ -352,10 +356,12 @@ lesson.trade(scales, {"CIFAR-10's classes": classes, "shapes' captions": read}, 
 # %% [markdown]
 # Two opposite lessons in one picture. CIFAR-10's network is unsure, and guidance makes its classes
 # recognisable, while the pictures of a class come nearer to one another (right). Be careful with
-# the measure: a distance of *pixels* would grow with the scale, only because contrast does. The shapes network follows its captions without help, and guidance can only do harm:
-# the things are still in place, but their colours leave the palette, and the oracle, which knows
-# the true colours, refuses them. *Guidance mends a network that is unsure; it has no merit of its
-# own.*
+# the measure: a distance of *pixels* would grow with the scale, only because contrast does.
+#
+# The shapes network follows whole captions without help. There guidance has nothing to mend, and too
+# much of it does harm: at 8 the things are still in place, but they and the ground under them are
+# grainy, their colours leave the palette, and the oracle, which knows the true colours, refuses most.
+# *Guidance mends a network that is unsure; it has no merit of its own.*
 #
 # ## Round 4: what guidance does not sample
 #
@@ -435,7 +441,7 @@ plot.rows([("a red star", plain), ("a red star,\nnot on navy", negative)]).reduc
 
 # %% [markdown]
 # "Not navy" did not mean "any other": the walk went *away* from navy, and the far end of dark blue
-# is white. Negative prompts push; they do not rule out.
+# is white. In the last picture the star went with it. Negative prompts push; they do not rule out.
 #
 # Several prompts may have weights $w_i$, and $\varnothing$ gets the rest, so that the weights sum
 # to 1. This matters: $\epsilon$, $x_0$ and $v$ are related by $x_t = \alpha x_0 + \sigma \epsilon$,
@@ -513,12 +519,12 @@ assert LESSON.fast or hits[10] > hits[0]
 plot.rows(rows).reduce(2)
 
 # %% [markdown]
-# At scale 0 the model draws what it likes. The higher the scale, the more of the pictures turn into
-# one green star, and what stood beside it is wiped out, because "a green star" of this classifier
-# means that it is alone. The oracle is stricter than the eye: a star with blotches of another colour is
-# none. Scale 1, which was all that the exact pair needed, does little here: the classifier's gradient
-# is a weak and blurred copy of the true one. The paper met the same, and took up to 10 for its
-# unconditional network.
+# At scale 0 the model draws what it likes. Pulled, more and more of the pictures turn into a green
+# star, and what stood beside it is mostly wiped out, because "a green star" of this classifier means that it
+# is alone. At scale 10 all of them are green, yet the oracle, which is stricter than the eye, accepts no
+# more than at 3: a star with blotches or a blunt outline is none. Scale 1, which was all that the exact
+# pair needed, does only a part of it here: the classifier's gradient is a weak and blurred copy of the
+# true one. The paper met the same, and took up to 10 for its unconditional network.
 #
 # Compare the costs. Classifier guidance trains a second network and takes its gradient at every
 # step; classifier-free guidance drops ten labels in a hundred and asks the first network twice. Yet
