@@ -92,8 +92,8 @@ SMALL = UNetConfig(  # for 32 px on a CPU: it works on 2x2 pixels at a time
 def captioned_shapes(size: int = 32) -> Recipe:
     """Text to image on the shapes world, without the held-out pairs of colour and shape.
 
-    The shipped model went on from there with min-SNR weights, which took its grain away: its card
-    has both commands.
+    The shipped model went on from there with min-SNR weights, which took its grain away, and then
+    with more images without their captions: its card has the commands.
     """
     drawn, captions = shapes.captioned(200_000, Generator().manual_seed(0), size)
     torch.manual_seed(0)
