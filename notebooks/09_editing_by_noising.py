@@ -241,8 +241,8 @@ lesson.small(plot.rows(sweep))
 # %% [markdown]
 # Notice that faithful and real are two ends of one knob. At 0.2 you get your polygons back,
 # slightly grained; at 0.4 edges round off; at 0.6 to 0.8 they are butterflies in your colours; at
-# 1.0 nothing of the drawing is left, and the model draws what it likes. Blue wings go first: the
-# model has seen few, so as soon as it may choose, it chooses otherwise.
+# 1.0 nothing of the drawing is left, and the model draws what it likes. The blue goes first, to
+# grey: the model has seen few blue wings, so as soon as it may choose, it chooses otherwise.
 #
 # ## Measure it
 #
@@ -323,8 +323,8 @@ lesson.small(plot.grid(sheet, names))
 
 # %% [markdown]
 # Three short walks round the wings off more than one does, and the drawing is still there. In the
-# last picture the spots have frayed into the wing's pattern, and the assert says that every kept
-# pixel is the photograph's, bit for bit.
+# last picture the spots have become wing again, but for a dark rest, and the assert says that every
+# kept pixel is the photograph's, bit for bit.
 #
 # ### Your turn: keeping pixels
 #
@@ -409,8 +409,8 @@ lesson.small(plot.rows([*table, ("N = 8, free\nbelow t = 500", early)]))
 
 # %% [markdown]
 # Notice the second knob. With $N = 2$ and $4$ all three are the reference, but for the finest
-# lines. With $N = 8$ pattern and outline differ, with $N = 16$ the pose does, and one is hardly a
-# butterfly: $4 \times 4$ means say little. The printed differences between the three images of a
+# lines. With $N = 8$ the eyes on the wings differ, with $N = 16$ the wings' outline, too: all that
+# is held then is $4 \times 4$ means. The printed differences between the three images of a
 # row rise with $N$. They rise, too, if you stop early: the last row is held only down to $t = 500$.
 #
 # ### Your turn: ILVR's replacement
@@ -468,9 +468,10 @@ lesson.small(plot.rows(rows))
 
 # %% [markdown]
 # The replacement leaves small steps between the blocks of $16 \times 16$ pixels; 1 would be none.
-# DDPM's fresh noise covers them, and the next call repairs some; DDIM adds none, and each of its
-# numbers is higher than the one above it. With this model the difference is small. Users of the
-# authors' code report blur and left-over noise under DDIM; look for it when you try another model.
+# By that number, a mean over all edges of blocks, the two rows hardly differ. By eye they do. DDPM's
+# fresh noise lets the next calls repair what a replacement broke. DDIM adds none: in two of its
+# pictures the blocks lie on the paper as tinted squares, and the wings have lost their form. Users
+# of the authors' code report blur and left-over noise under DDIM; this is its look here.
 #
 # ## The library version
 #

@@ -349,7 +349,7 @@ def test_bfloat16_autocast_stays_close():
         ({"attention": (2,)}, r"not one of \[0, 1\]"),
         ({"cross_attention": (-1,)}, r"not one of \[0, 1\]"),
         ({"classes": 3, "context_dim": 4}, "labels or tokens"),
-        ({"multipliers": ()}, "at least one level"),
+        ({"multipliers": ()}, "needs a level"),
         ({"blocks": 0}, "blocks and patch from 1"),
         ({"channels": 0}, "channels, multipliers, blocks and patch from 1"),
         ({"channels": -16}, "channels, multipliers, blocks and patch from 1"),
