@@ -330,26 +330,29 @@ def p2p(
 
 @edit.command("invert")
 @IMAGE
-@MODEL
-@STEPS
-@OUT
-def invert_command(image, model, steps, out) -> None:
+@together(MODEL, PROMPT, STEPS, OUT)
+def invert_command(image, model, prompt, steps, out) -> None:
     """DDIM inversion: find the noise that makes the picture, and go back.
 
+    What the prompt says of the picture, the noise need not.
+
+    \b
     minidiff edit invert --model cifar10 photograph.jpg
+    minidiff edit invert --prompt "a large red heart at the top on a mint background" heart.png
     """
     from minidiff.metrics import psnr
     from minidiff.samplers import ddim_step, invert, sample
 
     trained, picture = begin(model, image)
-    denoise, path = trained.for_sampling().denoiser(), trained.schedule.path(steps)
+    denoise, path = trained.for_sampling().denoiser(prompt), trained.schedule.path(steps)
 
     def draw() -> tuple[Tensor, Tensor]:
         noise = invert(denoise, picture, path)
         return noise, sample(ddim_step, denoise, noise, path, progress=True)
 
     (noise, again), seconds = timed(trained, draw)
-    did = f"DDIM inversion: {steps} steps up and {steps} down, "
+    did = f'DDIM inversion under "{prompt}"' if prompt else "DDIM inversion"
+    did += f": {steps} steps up and {steps} down, "
     did += f"noise of standard deviation {noise.std():.2f}, "
     did += f"round trip {psnr(picture, again)[0]:.1f} dB"
     cells = [

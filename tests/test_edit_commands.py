@@ -281,6 +281,14 @@ def test_invert_tells_the_round_trip(edit):
     assert psnr(drawn["input"], noise).item() < back - 5  # control
 
 
+def test_invert_goes_up_and_down_under_a_prompt(edit):
+    told, of_cat = done(edit("invert", "--prompt", "cat", model="classes"))
+    assert 'DDIM inversion under "cat": 4 steps' in told
+    assert psnr(of_cat["input"], of_cat["reconstruction"]).item() > 15
+    _, of_none = done(edit("invert", model="classes"))
+    assert not torch.equal(of_cat["noise / 3"], of_none["noise / 3"])
+
+
 # --- pictures and masks of all kinds ------------------------------------------------------------
 
 
