@@ -147,7 +147,7 @@ def eta(bench: Bench) -> Row:
     return Row(
         *("DDIM's eta", f"eta 0, {FEW} steps", "DDPM with its large variance", bench.n),
         *(effect, none.calls, none.seconds),
-        [below("misfit, difference", effect.difference, 0, firm=True)],
+        [below("misfit, difference", effect.difference, 0)],
         kept=_right(bench, none, large),
         diversity=pair("diversity", "", *(measures.spread(a.images) for a in (none, large))),
         notes=[
@@ -180,7 +180,7 @@ def spacing(bench: Bench) -> Row:
         *("Spacing of levels", f"linspace, {FEW} steps, each to the next of the list"),
         *(f"each step {stride} levels down, as diffusers does", bench.n),
         *(effect, listed.calls, listed.seconds),
-        [below("misfit, difference", effect.difference, 0, firm=True)],
+        [below("misfit, difference", effect.difference, 0)],
         kept=_right(bench, listed, strayed),
         notes=[f"leading, pure noise taken for t = {start}: misfit {written(figure(misfits[2]))}"],
         pictures={
