@@ -99,7 +99,7 @@ def background_loss(
 def in_place(score: Score, image: Tensor, mask: Tensor) -> Score:
     """A score for `blended` that sees the edited area among the kept pixels of the image.
 
-    Departs from the paper: on a plain background the grey's edge is itself a thing to see, a square.
+    Departs from the paper: on a plain background the grey's edge is a thing to see, too: a square.
     """
     check_image(image)
     check_mask(mask, image)
