@@ -276,8 +276,21 @@ def join_processes() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    meet("nccl" if torch.cuda.is_available() else "gloo")
     click.get_current_context().call_on_close(dist.destroy_process_group)
+
+
+def meet(backend: str) -> None:
+    """Join the processes that torchrun has started. Each start has names of its own in their common
+    store: else, started again, they may find the addresses of those that died, and wait for them.
+    """
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world = next(rendezvous("env://"))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = dist.PrefixStore(f"start {start}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_gradients_that_are_not_shared_would_show(one, tmp_path):
 
 
 def test_a_killed_worker_is_restarted_from_the_last_checkpoint(two, tmp_path):
-    command = torchrun(tmp_path, 2, "--slow", "--resume", restarts=3)
+    command = torchrun(tmp_path, 2, "--slow", "--resume", restarts=1)
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     log, victim = tmp_path / "log.csv", tmp_path / "1.pid"
     while not log.exists() or not any(int(row["images"]) >= 160 for row in rows(tmp_path)):

@@ -4,13 +4,13 @@ import os
 import sys
 import time
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from test_training import TINY, tiny_run
 
+from minidiff.train_commands import meet
 from minidiff.training import fit
 
 if __name__ == "__main__":
@@ -18,8 +18,7 @@ if __name__ == "__main__":
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     if dist.is_torchelastic_launched():
-        # two workers that meet anew may wait for each other forever: give up, be started again
-        dist.init_process_group("gloo", timeout=timedelta(minutes=1))
+        meet("gloo")
     network = replace(TINY, dropout=0.0) if "--no-dropout" in options else TINY
     run = tiny_run(out, network, **({"save_every": 32} if "--slow" in options else {}))
     if "--resume" in options and run.state_file.exists():
