@@ -37,8 +37,8 @@ def report_shapes(model: CLIP, n: int = 500) -> list[Figure]:
     for kind, held_out in (("seen in training", False), ("held out of training", True)):
         codes = shapes.random_codes(n, Generator().manual_seed(2000), pairs=0.0, held_out=held_out)
         drawn, _ = shapes.render(codes, generator=Generator().manual_seed(2001))
-        logits = image_features(model, drawn) @ texts.T
-        found = every[logits.argmax(dim=1).cpu()]
+        cosines = image_features(model, drawn) @ texts.T
+        found = every[cosines.argmax(dim=1).cpu()]
         note = f"% of {n} images find their caption among {len(every):,}"
         figures.append(share(f"pairs {kind}: R@1", (found == codes).all(dim=1), note))
         for what, column, names, templates in (

@@ -47,10 +47,11 @@ def classifier_free_guidance(bench: Bench) -> Row:
     model, namer = zoo.load("cifar10"), load_classifier()
     labels = torch.arange(bench.n) // GROUP % len(model.encoder.names)
     arms = [_of_classes(bench, model, labels, scale) for scale in SWEEP]
-    plain, drawn = arms[0], arms[SWEEP.index(SCALE)]
+    at = SWEEP.index(SCALE)
+    plain, drawn = arms[0], arms[at]
     named = [features(namer, a.images.clamp(-1, 1)).argmax(1).cpu() == labels for a in arms]
     shapes_drawn, shapes_strong = bench.of_prompts(SCALE), bench.of_prompts(STRONG)
-    effect = pair("class named", "%", named[SWEEP.index(SCALE)], named[0])
+    effect = pair("class named", "%", named[at], named[0])
     shares = [hits.double() * 100 for hits in named]
     return Row(
         *("Classifier-free guidance", f"CIFAR-10, scale {SCALE:g}", "scale 1", bench.n),
