@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from minidiff import zoo
 from minidiff.data import shapes
@@ -51,12 +51,17 @@ class Bench:
         self.path = self.schedule.path(STEPS)
         self._through = 0
         for network in {self.model.network, self.fast.network}:
-            network.register_forward_hook(self._count)
-            network.requires_grad_(False)  # gradients are of images only
+            self.count(network)
         self._drawn: dict[str, Arm] = {}
 
-    def _count(self, network, inputs, output) -> None:
-        self._through += len(inputs[0])
+    def count(self, network: nn.Module) -> None:
+        """Count the images that go through a network; it gives gradients of images only."""
+
+        def seen(network: nn.Module, inputs: tuple, output: Tensor) -> None:
+            self._through += len(inputs[0])
+
+        network.register_forward_hook(seen)
+        network.requires_grad_(False)
 
     # ------------------------------------------------------------------------------------ arms
 

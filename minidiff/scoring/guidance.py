@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from minidiff import zoo
-from minidiff.classifier import load_classifier
+from minidiff.denoiser import Denoiser
 from minidiff.guidance import (
     clamp,
     classifier_free,
@@ -16,10 +13,9 @@ from minidiff.guidance import (
     rescale,
     weighted_prompts,
 )
-from minidiff.metrics import features
-from minidiff.samplers import ddim_step, sample
 from minidiff.scoring import measures
-from minidiff.scoring.bench import GROUP, STEPS, Arm, Bench
+from minidiff.scoring.bench import GROUP, Arm, Bench
+from minidiff.scoring.classes import Classes
 from minidiff.scoring.table import Pair, Row, above, below, exact, figure, pair, rising
 
 SCALE, STRONG = 2.0, 8.0
@@ -43,19 +39,18 @@ def _spread(*arms: Arm) -> list[torch.Tensor]:
 
 
 def classifier_free_guidance(bench: Bench) -> Row:
-    """On CIFAR-10, named by a classifier that has not guided; shapes come out right without."""
-    model, namer = zoo.load("cifar10"), load_classifier()
-    labels = torch.arange(bench.n) // GROUP % len(model.encoder.names)
-    arms = [_of_classes(bench, model, labels, scale) for scale in SWEEP]
+    """On CIFAR-10: shapes come out right without."""
+    classes = Classes(bench)
+    arms = [classes.guided(scale) for scale in SWEEP]
     at = SWEEP.index(SCALE)
     plain, drawn = arms[0], arms[at]
-    named = [features(namer, a.images.clamp(-1, 1)).argmax(1).cpu() == labels for a in arms]
+    named = [classes.named(arm) for arm in arms]
     shapes_drawn, shapes_strong = bench.of_prompts(SCALE), bench.of_prompts(STRONG)
     effect = pair("class named", "%", named[at], named[0])
     shares = [hits.double() * 100 for hits in named]
     return Row(
         *("Classifier-free guidance", f"CIFAR-10, scale {SCALE:g}", "scale 1", bench.n),
-        *(effect, 2 * STEPS, drawn.seconds),
+        *(effect, drawn.calls, drawn.seconds),
         [
             above("class named, difference", effect.difference, 0, "%"),
             rising("class named at scales 1, 2, 3, not falling", shares[:3], strictly=False),
@@ -87,17 +82,6 @@ def classifier_free_guidance(bench: Bench) -> Row:
             "scale 1": plain.images[::GROUP][:4],
         },
     )
-
-
-def _of_classes(bench: Bench, model: zoo.Diffusion, labels: torch.Tensor, scale: float) -> Arm:
-    fast, path = model.for_sampling(), model.schedule.path(STEPS)
-
-    def draw(rows: slice, generators: Sequence[torch.Generator]) -> torch.Tensor:
-        denoise = clamp(fast.denoiser(labels[rows].tolist(), scale))
-        x = model.noise(len(generators), generators)
-        return sample(ddim_step, denoise, x, path, generator=generators)
-
-    return bench.arm(draw)
 
 
 def _ends(bench: Bench, off: float = 0) -> bool:
@@ -210,51 +194,37 @@ def guidance_interval(bench: Bench) -> Row:
 
 
 def rescaled_guidance(bench: Bench) -> Row:
-    def denoiser(rows: slice):
-        wanted, null = bench.fast.denoiser(bench.prompts[rows]), bench.fast.denoiser()
-        return clamp(rescale(wanted, null, STRONG, PHI))
+    classes = Classes(bench)
 
-    return _tamed(
-        bench,
-        "Guidance rescale",
-        f"scale {STRONG:g}, phi {PHI:g}",
-        bench.sampled(denoiser),
-        "scale 8 without it",
-    )
+    def denoiser(rows: slice) -> Denoiser:
+        return clamp(rescale(classes.of(rows), classes.fast.denoiser(), STRONG, PHI))
+
+    setting, control = f"phi {PHI:g}", f"scale {STRONG:g} without it"
+    return _tamed(classes, "Guidance rescale", setting, classes.drawn(denoiser), control)
 
 
 def dynamic_thresholding(bench: Bench) -> Row:
-    def denoiser(rows: slice):
-        return dynamic_threshold(bench.fast.denoiser(bench.prompts[rows], STRONG))
-
-    return _tamed(
-        bench,
-        "Dynamic thresholding",
-        f"scale {STRONG:g}, percentile 0.995",
-        bench.sampled(denoiser),
-        "scale 8, clipped to [-1, 1]",
-    )
+    classes = Classes(bench)
+    arm = classes.drawn(lambda rows: dynamic_threshold(classes.of(rows, STRONG)))
+    control = f"scale {STRONG:g}, clipped to [-1, 1]"
+    return _tamed(classes, "Dynamic thresholding", "percentile 0.995", arm, control)
 
 
-def _tamed(bench: Bench, name: str, setting: str, arm: Arm, control: str) -> Row:
+def _tamed(classes: Classes, name: str, setting: str, arm: Arm, control: str) -> Row:
     """Strong guidance without its glare: values at the ends of the range, against plain."""
-    plain = bench.of_prompts(STRONG)
-    effect = pair("right", "%", *_right(bench, arm, plain))
-    kept = pair("values at the ends of the range", "%", *_saturated(arm, plain))
-    glare, usual = _saturated(arm, plain)
+    plain = classes.guided(STRONG)
+    effect = pair("class named", "%", classes.named(arm), classes.named(plain))
+    glare, usual = (measures.saturated(a.images) for a in (arm, plain))
+    kept = pair("values at the ends of the range", "%", glare, usual)
+    less = figure(glare - usual / 2)
     return Row(
-        *(name, setting, control, bench.n, effect, arm.calls, arm.seconds),
+        *(name, f"CIFAR-10, scale {STRONG:g}, {setting}", control, classes.bench.n),
+        *(effect, arm.calls, arm.seconds),
         [
-            below(
-                "values at the ends, less half of the control's", figure(glare - usual / 2), 0, "%"
-            ),
-            above("right, difference", effect.difference, -10, "%"),
+            below("values at the ends, less half of the control's", less, 0, "%", firm=True),
+            above("class named, difference", effect.difference, -2, "%"),
         ],
         kept=kept,
         diversity=pair("diversity", "", *_spread(arm, plain)),
         pictures={name: arm.images[::GROUP][:4], control: plain.images[::GROUP][:4]},
     )
-
-
-def _saturated(*arms: Arm) -> list[torch.Tensor]:
-    return [measures.saturated(arm.images) for arm in arms]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.data import shapes
@@ -37,6 +38,13 @@ def spread(images: Tensor) -> Tensor:
     flat = images.clamp(-1, 1).flatten(1).unflatten(0, (-1, GROUP))  # (n/GROUP,GROUP,D)
     distances = torch.cdist(flat, flat) / flat.shape[2] ** 0.5
     return (distances.sum(2) / (GROUP - 1)).flatten()
+
+
+def spread_seen(features: Tensor) -> Tensor:
+    """One less the cosine to the features (n,D) of the others of the group: diversity to an eye
+    that overlooks the colour of the background."""
+    groups = F.normalize(features, dim=1).unflatten(0, (-1, GROUP))
+    return ((1 - groups @ groups.mT).sum(2) / (GROUP - 1)).flatten()
 
 
 def rms(images: Tensor, others: Tensor) -> Tensor:
@@ -86,6 +94,12 @@ def saturation(images: Tensor, where: Tensor) -> Tensor:
 def saturated(images: Tensor) -> Tensor:
     """The share of values at the ends of the range, in per cent."""
     return 100 * (images.abs() > 0.98).double().flatten(1).mean(1)
+
+
+def grain(images: Tensor) -> Tensor:
+    """The mean difference of neighbouring pixels: large of noise, small of a blur."""
+    across, down = images.diff(dim=3).abs().flatten(1), images.diff(dim=2).abs().flatten(1)
+    return torch.cat([across, down], dim=1).mean(1)
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from minidiff.denoiser import Denoiser, Prediction
+from minidiff.guidance import clamp
 from minidiff.samplers import Step, ddim_step, ddpm_step, dpmpp_2m_step, heun_step
 from minidiff.schedule import NoiseLevel
 from minidiff.scoring import measures
 from minidiff.scoring.bench import GROUP, STEPS, Arm, Bench
+from minidiff.scoring.classes import Classes
 from minidiff.scoring.table import Pair, Row, above, below, figure, pair, written
 
 LONG = 250  # steps of DDPM
@@ -138,26 +140,36 @@ def _error(bench: Bench, step: Step, steps: int, spacing: str) -> Tensor:
 
 
 def eta(bench: Bench) -> Row:
-    """The paper's table 1: with few steps, noise that later steps have no time to remove."""
-    none = _drawn(bench, ddim_step, FEW, bench.n)
-    small = _drawn(bench, partial(ddim_step, eta=1.0), FEW, bench.n)
-    large = _drawn(bench, partial(ddpm_step, variance="large"), FEW, bench.n)
-    misfits = [measures.misfit(arm.images) for arm in (none, small, large)]
-    effect = pair("misfit", "", misfits[0], misfits[2])
+    """The paper's table 1, on CIFAR-10: with few steps, noise that later ones cannot remove."""
+    classes = Classes(bench)
+
+    def drawn(step: Step) -> Arm:
+        return classes.drawn(lambda rows: clamp(classes.of(rows)), step=step, steps=FEW)
+
+    arms = {
+        "eta 0": drawn(ddim_step),
+        "eta 1": drawn(partial(ddim_step, eta=1.0)),
+        "large variance": drawn(partial(ddpm_step, variance="large")),
+    }
+    none, small, large = arms.values()
+    grain = [measures.grain(arm.images) for arm in arms.values()]
+    effect = pair("class named", "%", classes.named(none), classes.named(large))
+    kept = pair("difference of neighbouring pixels", "", grain[0], grain[2])
     return Row(
-        *("DDIM's eta", f"eta 0, {FEW} steps", "DDPM with its large variance", bench.n),
+        *("DDIM's eta", f"CIFAR-10, eta 0, {FEW} steps", "DDPM with its large variance", bench.n),
         *(effect, none.calls, none.seconds),
-        [below("misfit, difference", effect.difference, 0)],
-        kept=_right(bench, none, large),
+        [
+            above("class named, difference", effect.difference, 0, "%", firm=True),
+            above("finer than eta 1: neighbours differ more by", figure(grain[0] - grain[1]), 0),
+        ],
+        kept=kept,
         diversity=pair("diversity", "", *(measures.spread(a.images) for a in (none, large))),
         notes=[
-            f"eta 1, DDPM's small variance: misfit {written(figure(misfits[1]))}, right "
-            f"{written(figure(measures.right(bench.prompts, small.images)), '%')}"
+            f"eta 1, DDPM's small variance: class named "
+            f"{written(figure(classes.named(small)), '%')}, neighbouring pixels differ by "
+            f"{written(figure(grain[1]))}"
         ],
-        pictures={
-            name: arm.images[::GROUP][:4]
-            for name, arm in (("eta 0", none), ("eta 1", small), ("large variance", large))
-        },
+        pictures={name: arm.images[::GROUP][:4] for name, arm in arms.items()},
     )
 
 

@@ -55,6 +55,21 @@ def test_spread_is_within_groups():
     assert measures.spread(images) == pytest.approx(expected, abs=1e-3)
 
 
+def test_spread_of_features_does_not_know_their_length():
+    features = torch.eye(GROUP).repeat(2, 1)
+    features[GROUP:] = 3 * features[:1]  # a group of equal directions
+    found = measures.spread_seen(features)
+    assert found.tolist() == [1.0] * GROUP + [0.0] * GROUP
+
+
+def test_grain_tells_noise_from_a_blur():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    blurred = torch.nn.functional.avg_pool2d(noise, 5, stride=1, padding=2)
+    assert (measures.grain(blurred) < 0.2 * measures.grain(noise)).all()
+    assert measures.grain(torch.ones(1, 3, 8, 8)) == 0
+
+
 def test_palettes_do_not_know_places():
     assert measures.palette(IMAGES, IMAGES.roll((5, 9), (2, 3))).max() < 1e-6
     assert measures.palette(IMAGES, -IMAGES).min() > 0.1

@@ -1,13 +1,16 @@
 """Rows on the shipped model: broken methods miss their checks, and a quick run holds."""
 
+from functools import partial
+
 import pytest
 import torch
 from click.testing import CliRunner
 
 from minidiff.cli import main
 from minidiff.editing import ilvr
-from minidiff.guidance import classifier_free
-from minidiff.scoring import bench, guidance, masks, run
+from minidiff.guidance import classifier_free, rescale
+from minidiff.samplers import ddpm_step
+from minidiff.scoring import bench, guidance, masks, run, sampling
 from minidiff.scoring.bench import DEVELOPMENT, Bench
 
 
@@ -68,6 +71,24 @@ def test_guidance_by_the_papers_weight_misses(small, monkeypatch):
 
     monkeypatch.setattr(guidance, "classifier_free", off_by_one)
     assert not held(guidance.classifier_free_guidance(small), "bit for bit")
+
+
+def test_rescaling_that_does_nothing_misses(small, monkeypatch):
+    less = "values at the ends, less half of the control's"
+    assert held(guidance.rescaled_guidance(small), less)
+
+    def idle(cond, uncond, scale, phi):
+        return rescale(cond, uncond, scale, 0.0)
+
+    monkeypatch.setattr(guidance, "rescale", idle)
+    assert not held(guidance.rescaled_guidance(small), less)
+
+
+def test_noise_that_few_steps_cannot_remove_misses(small, monkeypatch):
+    assert held(sampling.eta(small), "class named, difference")
+    monkeypatch.setattr(sampling, "ddim_step", partial(ddpm_step, variance="large"))
+    monkeypatch.setattr(sampling, "partial", lambda step, **options: step)
+    assert not held(sampling.eta(small), "class named, difference")
 
 
 def test_what_is_missing_is_left_out_in_a_line(small):
