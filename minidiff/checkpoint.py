@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str
     described = about(path)
     with safe_open(path, framework="pt", device=str(device)) as f:
         return {name: f.get_tensor(name) for name in f.keys()}, described
+
+
+def find(name_or_path: str | Path, known: Mapping[str, Path], what: str) -> Path:
+    """A file as it is, or one of the `known` ones by its name; FileNotFoundError if neither."""
+    path = known.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {what} {str(name_or_path)!r}: expected a file or one of "
+            f"{', '.join(known)}"
+        )
+    return path
 
 
 def about(path: str | Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
     gigabytes: float
 
     def __str__(self) -> str:
-        return f"{self.pflops:.3g} PFLOPs, {self.minutes:.0f} minutes, {self.gigabytes:.1f} GB"
+        return f"{self.pflops:.3g} PFLOPs, {self.minutes:.0f} min, {self.gigabytes:.1f} GB"
 
 
 def estimate(run: Run) -> Estimate:

@@ -274,7 +274,7 @@ def _recipe(
 ) -> Recipe:
     labels = data.conditions
     labels = labels.roll(1, dims=0) if shuffled else labels
-    data = TrainingSet(data.images, labels, torch.full_like(labels[0], UNKNOWN))
+    data = TrainingSet(data.images, labels)
     return Recipe(data, NETWORK, heads, train, schedule, 32, card)
 
 
@@ -302,13 +302,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     In eval mode and frozen; its input may have gradients. FileNotFoundError for an unknown name,
     ValueError for a damaged or foreign file.
     """
-    known = shipped()
-    path = known.get(str(name_or_path), Path(name_or_path))
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no noisy classifier {str(name_or_path)!r}: expected a file or one of "
-            f"{', '.join(known)}"
-        )
+    path = checkpoint.find(name_or_path, shipped(), "noisy classifier")
     tensors, about = checkpoint.load(path)
     if about.get("kind") != "noisy classifier":
         raise ValueError(f"{path} holds a {about.get('kind')}, not a noisy classifier")

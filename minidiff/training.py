@@ -146,6 +146,12 @@ def draw_batch(data: TrainingSet, config: TrainConfig, T: int, step: int) -> tup
     condition = None
     if data.conditions is not None:
         condition = data.conditions[index]
+    if condition is not None and config.drop_condition > 0:
+        if data.null is None:
+            raise ValueError(
+                f"drop_condition = {config.drop_condition}, but the training set has no null "
+                "condition to learn instead: pass TrainingSet its `null`, or drop none"
+            )
         dropped = torch.rand(B, generator=generator, device=device) < config.drop_condition
         dropped = dropped.reshape(-1, *[1] * (condition.ndim - 1))
         condition = torch.where(dropped, data.null, condition)

@@ -217,7 +217,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     is_hub_id = text.count("/") == 1 and not text.endswith(".safetensors")
     if Path(text).is_dir() or (is_hub_id and not Path(text).exists()):
         return from_diffusers(text, device)
-    path = _find(name_or_path)
+    path = checkpoint.find(name_or_path, names(), "model")
     tensors, about = checkpoint.load(path)
     if about.get("kind") != "diffusion":
         raise ValueError(f"{path} holds a {about.get('kind')}, not a diffusion model")
@@ -295,17 +295,6 @@ def from_diffusers(
 def to_diffusers(model: Diffusion, folder: str | Path) -> None:
     """Write a model as a folder that `diffusers.UNet2DModel.from_pretrained` loads."""
     diffusers_format.write(model.network, model.schedule, model.predicts, folder, size=model.size)
-
-
-def _find(name_or_path: str | Path) -> Path:
-    if Path(name_or_path).is_file():
-        return Path(name_or_path)
-    known = names()
-    if str(name_or_path) not in known:
-        raise FileNotFoundError(
-            f"there is no model {str(name_or_path)!r}: expected a file or one of {', '.join(known)}"
-        )
-    return known[str(name_or_path)]
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

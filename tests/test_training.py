@@ -28,6 +28,8 @@ from minidiff.training import (
 )
 from minidiff.unet import UNet, UNetConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as in the processes it is compared with
+
 TINY = UNetConfig(
     channels=16, multipliers=(1, 2), blocks=1, attention=(1,), groups=8, classes=4, dropout=0.1
 )
@@ -40,15 +42,6 @@ CONFIG = TrainConfig(
     log_every=32,
     save_every=64,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in another order are other numbers: the processes that are compared all use one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_data(n: int = 64) -> TrainingSet:
@@ -141,6 +134,7 @@ def test_ctrl_c_saves_after_a_whole_step(tmp_path):
     while not (tmp_path / "log.csv").exists() or not rows(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
+    (tmp_path / "go").touch()
     _, errors = process.communicate()
     assert process.returncode != 0 and b"all is saved" in errors
     resumed = tiny_run(tmp_path)
@@ -332,6 +326,10 @@ def test_bad_input_is_refused_in_one_sentence():
         TrainConfig(images=100, batch=10, accumulate=3)
     with pytest.raises(ValueError, match="expected a share"):
         TrainConfig(images=100, drop_condition=10)
+    unnamed = TrainingSet(images, torch.zeros(64))
+    assert draw_batch(unnamed, replace(CONFIG, drop_condition=0.0), 100, 0)[3].shape == (16,)
+    with pytest.raises(ValueError, match="no null condition to learn instead"):
+        draw_batch(unnamed, replace(CONFIG, drop_condition=0.1), 100, 0)
 
 
 def test_on_save_sees_the_run_and_its_log(tmp_path):

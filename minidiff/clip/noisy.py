@@ -160,7 +160,7 @@ def noisy_shapes(name_or_path: str) -> Recipe:
     drawn = torch.cat([shapes.render(part, 32, generator)[0] for part in codes.split(256)])
     clean = image_features(model, Preprocess(model.config).normalise((drawn + 1) / 2))
     return Recipe(
-        TrainingSet(images.to_uint8(drawn), clean, torch.zeros_like(clean[0])),
+        TrainingSet(images.to_uint8(drawn), clean),
         model,
         NoiseSchedule.linear(),
         TRAIN,
@@ -196,13 +196,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     In eval mode and frozen; its input may have gradients. FileNotFoundError for an unknown name,
     ValueError for a damaged or foreign file.
     """
-    known = shipped()
-    path = known.get(str(name_or_path), Path(name_or_path))
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no noise-aware encoder {str(name_or_path)!r}: expected a file or one of "
-            f"{', '.join(known)}"
-        )
+    path = checkpoint.find(name_or_path, shipped(), "noise-aware encoder")
     tensors, about = checkpoint.load(path)
     if about.get("kind") != "noisy encoder":
         raise ValueError(f"{path} holds a {about.get('kind')}, not a noise-aware encoder")
