@@ -170,7 +170,8 @@ def blended(
 ) -> None:
     """Blended Diffusion: edit an area until a CLIP finds the prompt there.
 
-    The prompt is read by the CLIP alone. The results are shown in the order of its cosines.
+    The prompt is read by the CLIP alone, which sees the edited area in its place. The results are
+    shown in the order of its cosines.
 
     minidiff edit blended --prompt "a red butterfly" --model butterflies --box .2,.2,.8,.8 photo.jpg
     """
@@ -182,10 +183,9 @@ def blended(
     keep = read_mask(mask, box, image, trained, seed)
     encode, target = _seen_by_clip(judge, prompt)
     score = editing.clip_score(encode, target, cuts=8, generator=seeded(seed + 1))
+    score = editing.in_place(score, picture, keep)
+    cosine = editing.in_place(lambda images: encode(images) @ target[0], picture, keep)
     denoise, _ = guided_denoiser(trained, None, None)
-
-    def cosine(images: Tensor) -> Tensor:
-        return encode(images) @ target[0]
 
     def draw() -> Tensor:
         return editing.blended(
@@ -207,7 +207,7 @@ def blended(
     shown = [(f"cosine {c:.3f}", one[None]) for c, one in zip(after, results, strict=True)]
     did = f'Blended Diffusion towards "{prompt}": scale {scale:g}, strength {strength:g}'
     did += f", {steps} steps"
-    click.echo(f"cosine of the edited area with the prompt: {before:.3f}, now {after[0]:.3f}")
+    click.echo(f"cosine of the picture with the prompt: {before:.3f}, now {after[0]:.3f}")
     finish(out, did, [(f"input, {before:.3f}", picture), *mask_cells(keep), *shown], seconds)
 
 
