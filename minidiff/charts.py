@@ -111,7 +111,11 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     above = dict(xycoords="axes fraction", textcoords="offset points", va="bottom", color=GREY)
     axis.annotate(panel.y, (0, 1), xytext=(0, 9), **above)
     for line, log, ticks in ((axis.xaxis, panel.log_x, 4), (axis.yaxis, panel.log_y, 5)):
-        steps = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(ticks, steps=(1, 2, 2.5, 5, 10))
+        low, high = line.get_view_interval()
+        if log:  # over more than three decades the powers of ten alone
+            steps = LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
+        else:
+            steps = MaxNLocator(ticks, steps=(1, 2, 2.5, 5, 10))
         line.set_major_locator(steps)
         line.set_minor_formatter(NullFormatter())
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 from minidiff import charts, plot, typeset
@@ -231,6 +232,14 @@ def test_curves_draw_bands_names_and_references():
         bare._replace(y="lower is better"),
     ):
         assert not np.array_equal(np.asarray(curves(changed)), whole)
+
+
+@pytest.mark.parametrize("top", [30, 500, 1e8, 1e16])
+def test_logarithmic_axes_have_a_few_ticks_over_any_range(top):
+    axis = Figure().subplots()
+    charts._draw_panel(axis, Panel("", {"a": ([1, 2], [1, top])}, log_y=True))
+    low, high = axis.get_ylim()
+    assert 3 <= sum(low <= tick <= high for tick in axis.get_yticks()) <= 12
 
 
 def test_curves_refuse_ragged_lines():
