@@ -78,6 +78,9 @@ def test_enlarging_equals_torchs_with_its_gradient(dtype):
     (ours,) = torch.autograd.grad((out * weight).sum(), x)
     (theirs,) = torch.autograd.grad((expected * weight).sum(), x)
     assert torch.equal(ours, theirs)
+    rows = x.detach().to(memory_format=torch.channels_last)
+    assert torch.equal(device.enlarge(rows), expected)
+    assert device.enlarge(rows).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("cuda", [False, True])
