@@ -29,13 +29,15 @@ class Server:
         self.content, self.heeds_range, self.extra_length = CONTENT, True, 0
         self.gives = [len(CONTENT)] * 100  # how many bytes each request is given, in order
         self.then_stalls = False
-        self.status, self.shift, self.delay = None, 0, 0.0
+        self.status, self.shift = None, 0
+        self.answers = threading.Event()
+        self.answers.set()
 
     def handle(self, handler: BaseHTTPRequestHandler) -> None:
         wanted = re.match(r"bytes=(\d+)-$", handler.headers.get("Range", ""))
         self.asked.append(int(wanted[1]) if wanted else None)
         limit = self.gives[len(self.asked) - 1]
-        time.sleep(self.delay)
+        self.answers.wait(10)
         if self.status:
             return handler.send_error(self.status)
         start = int(wanted[1]) if wanted and self.heeds_range else 0
@@ -55,7 +57,6 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
     monkeypatch.setenv("no_proxy", "*")
     state = Server()
 
@@ -105,7 +106,8 @@ def test_a_file_that_lies_there_is_checked(server, path):
 
 
 @pytest.mark.parametrize("then_stalls", [False, True])
-def test_a_broken_line_is_taken_up_where_it_broke(server, path, then_stalls):
+def test_a_broken_line_is_taken_up_where_it_broke(server, path, then_stalls, monkeypatch):
+    monkeypatch.setattr(downloads, "TIMEOUT", 2.0 if then_stalls else downloads.TIMEOUT)
     server.gives, server.then_stalls = [100_000, 50_000, len(CONTENT)], then_stalls
     fetch(server.url, path, SHA256)
     assert server.asked == [None, 100_000, 150_000]
@@ -195,37 +197,50 @@ def test_a_server_that_refuses_is_asked_once(server, path):
     assert server.asked == [None]
 
 
-def test_no_server(path):
+def test_no_server(path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("127.0.0.1", 0))  # held, but nothing listens there
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/x"
-    with pytest.raises(OSError, match="could not download .*refused"):
-        fetch(url, path, SHA256)
+        with pytest.raises(OSError, match="could not download .*refused"):
+            fetch(url, path, SHA256)
 
 
 @pytest.mark.skipif(downloads.fcntl is None, reason="needs locks")
 def test_of_two_processes_one_downloads(server, path):
-    server.delay = 0.5
-    assert fetch_twice_at_once(server, path) == [0, 0]
+    assert fetch_twice_at_once(server, path, 1) == [0, 0]
     assert server.asked == [None]
     # the control: without the lock both ask
     path.unlink()
-    fetch_twice_at_once(server, path, "downloads.fcntl = None")
+    fetch_twice_at_once(server, path, 3, "downloads.fcntl = None")
     assert len(server.asked) > 2
 
 
-def fetch_twice_at_once(server, path, change: str = "") -> list[int]:
-    """The exit codes of two processes that fetch the same file."""
+def fetch_twice_at_once(server, path, requests: int, change: str = "") -> list[int]:
+    """The exit codes of two processes that fetch the same file, which the server gives only when
+    both are there and it has been asked so often (in 10 seconds), and a moment later."""
     code = f"""
 import sys
 sys.path.append({str(Path(downloads.__file__).parent)!r})  # without torch, to start fast
 import downloads
 {change}
+print("here", flush=True)
 downloads.fetch({server.url!r}, {str(path)!r}, {SHA256!r})
 """
     command = [sys.executable, "-c", code]
-    workers = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
-    return [worker.wait() for worker in workers]
+    server.answers.clear()
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    workers = [subprocess.Popen(command, **quiet) for _ in range(2)]
+    for worker in workers:
+        worker.stdout.readline()
+    patience = time.monotonic() + 10
+    while len(server.asked) < requests and time.monotonic() < patience:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    server.answers.set()
+    for worker in workers:
+        worker.communicate()
+    return [worker.returncode for worker in workers]
 
 
 def test_sha256(tmp_path):

@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
+from torchrun import torchrun
 
 from minidiff import evaluation, zoo
 from minidiff.cards import line
@@ -39,8 +39,8 @@ def test_samples_do_not_depend_on_the_batch():
     whole = sample_many(tiny_model(), prompts, steps=3, progress=False)
     parts = sample_many(tiny_model(), prompts, steps=3, batch=2, progress=False)
     assert whole.shape == (5, 3, 8, 8)
-    assert torch.allclose(whole, parts, atol=1e-2)  # bfloat16 sums in another order
-    assert (whole[0] - whole[2]).abs().max() > 0.1  # each image has noise of its own
+    assert (whole - parts).abs().max() < 0.1  # bfloat16 sums in another order
+    assert (whole[0] - whole[2]).abs().max() > 1  # each image has noise of its own
 
 
 def test_two_processes_draw_the_same_samples(tmp_path):
@@ -55,14 +55,10 @@ torch.save(images, {str(tmp_path)!r} + f"/{{dist.get_rank()}}.pt")
 dist.destroy_process_group()
 """
     (tmp_path / "two.py").write_text(code)
-    port = str(20_000 + (os.getpid() + 7) % 20_000)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*command, "--master-port", port, tmp_path / "two.py"], check=True, capture_output=True
-    )
+    subprocess.run(torchrun(2, tmp_path / "two.py"), check=True, capture_output=True)
     alone = sample_many(tiny_model(), ["cat", "dog", "cat"], steps=3, progress=False)
     for rank in range(2):
-        assert torch.allclose(torch.load(tmp_path / f"{rank}.pt"), alone, atol=1e-2)
+        assert (torch.load(tmp_path / f"{rank}.pt") - alone).abs().max() < 0.1
 
 
 def test_the_shapes_report_passes_the_truth_and_fails_noise(monkeypatch):

@@ -4,36 +4,31 @@ import importlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from test_training import TINY, one_thread, rows, same_state, script, tiny_run
+from test_training import TINY, rows, same_state, script, tiny_run
+from torchrun import torchrun
 
 from minidiff import checkpoint
 from minidiff.train_commands import meet
 from minidiff.training import fit
 
-__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def torchrun(out: Path, processes: int, *options: str, restarts: int = 0) -> list[str]:
-    port = 20_000 + (os.getpid() + 101 * processes + 11 * restarts) % 20_000
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)),
-        *("--master-port", str(port), "--max-restarts", str(restarts), "--monitor-interval", ".1"),
-        *script(out, "--no-dropout", *options)[1:],
-    ]
+def several(processes: int, out: Path, *options: str, restarts: int = 0) -> list[str]:
+    return torchrun(processes, *script(out, "--no-dropout", *options)[1:], restarts=restarts)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
     """The folder of a run of two processes that nothing disturbed."""
     out = tmp_path_factory.mktemp("runs") / "two"
-    subprocess.run(torchrun(out, 2), check=True, capture_output=True)
+    subprocess.run(several(2, out), check=True, capture_output=True)
     return out
 
 
@@ -58,7 +53,7 @@ def test_two_processes_equal_one(one, two):
 
 
 def test_four_processes_equal_one(one, tmp_path):
-    subprocess.run(torchrun(tmp_path, 4), check=True, capture_output=True)
+    subprocess.run(several(4, tmp_path), check=True, capture_output=True)
     assert_equal_runs(one, tmp_path)
 
 
@@ -89,7 +84,7 @@ def test_each_start_has_names_of_its_own_in_the_common_store(monkeypatch):
 
 
 def test_a_killed_worker_is_restarted_from_the_last_checkpoint(two, tmp_path):
-    command = torchrun(tmp_path, 2, "--slow", "--resume", restarts=1)
+    command = several(2, tmp_path, "--slow", "--resume", restarts=1)
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     log, victim = tmp_path / "log.csv", tmp_path / "1.pid"
     while not log.exists() or not any(int(row["images"]) >= 160 for row in rows(tmp_path)):
@@ -98,7 +93,8 @@ def test_a_killed_worker_is_restarted_from_the_last_checkpoint(two, tmp_path):
     at, first = checkpoint.about(tmp_path / "state.safetensors")["step"], victim.read_text()
     assert 0 < at < 20
     os.kill(int(first), signal.SIGKILL)
-    _, errors = job.communicate(timeout=120)
+    (tmp_path / "go").touch()
+    _, errors = job.communicate(timeout=600)
     assert job.returncode == 0, errors
     assert victim.read_text() != first  # another process has finished its work
     assert same_state(two, tmp_path)  # bit for bit

@@ -255,7 +255,7 @@ def test_draw_starts_from_the_models_seed_whatever_the_batch(model, judge):
         )
         for batch in (1, 3)
     )
-    torch.testing.assert_close(one, all_, rtol=0, atol=0.05)  # bfloat16 where it is fast
+    torch.testing.assert_close(one, all_, rtol=0, atol=0.1)  # bfloat16 where it is fast
     assert (all_ - plain).abs().max() > 0.01
     other = replace(model, schedule=NoiseSchedule.linear())
     with pytest.raises(ValueError, match="another schedule"):

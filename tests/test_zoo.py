@@ -56,9 +56,9 @@ def test_image_i_of_a_seed_is_the_same_alone_and_in_a_batch():
     prompts = ["cat", "dog"] * 8
     many = model.sample(prompts, 16, steps=4, scale=2, seed=3, step=ddpm_step)
     few = model.sample(prompts[:3], 3, steps=4, scale=2, seed=3, step=ddpm_step)
-    assert torch.allclose(many[:3], few, atol=1e-2)  # bfloat16 sums in another order
+    assert (many[:3] - few).abs().max() < 0.1  # bfloat16 sums in another order
     other = model.sample(prompts[:3], 3, steps=4, scale=2, seed=4, step=ddpm_step)
-    assert (many[:3] - other).abs().max() > 0.1
+    assert (many[:3] - other).abs().amax((1, 2, 3)).min() > 1
 
 
 def test_sample_is_the_composition_it_claims_to_be():
@@ -108,7 +108,8 @@ def test_prompts_reach_their_own_image():
     x = torch.randn(1, 3, 8, 8).expand(3, -1, -1, -1)
     with torch.no_grad():
         each = model.denoiser(["cat", "dog", 0])(x, level).eps
-    assert torch.allclose(each[0], each[2]) and not torch.allclose(each[0], each[1])
+    assert (each[0] - each[2]).abs().max() < 1e-2  # bfloat16 may sum rows in another order
+    assert (each[0] - each[1]).abs().max() > 0.1
 
 
 def test_a_tap_sees_the_network():

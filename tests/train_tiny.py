@@ -25,9 +25,16 @@ if __name__ == "__main__":
         run.resume()
     if "RANK" in os.environ:
         (out / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
-    if "--slow" in options:  # slow enough to be caught in the middle
+    if "--slow" in options:  # to be caught in the middle: before its end it waits for `go`
         advance = run.advance
-        run.advance = lambda: (time.sleep(0.1), advance())[1]
+
+        def slow():
+            time.sleep(0.1)
+            while run.step == 16 and not (out / "go").exists():
+                time.sleep(0.02)
+            return advance()
+
+        run.advance = slow
     fit(run, progress=False)
     if dist.is_initialized():
         dist.destroy_process_group()

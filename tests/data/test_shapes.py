@@ -194,17 +194,15 @@ def test_things_stand_where_the_words_say():
             assert (area[i, 0] > 61) == (scene.thing.size == "large")
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_drawing_is_fast():
-    codes, threads = random_codes(1024, seeded(8)), torch.get_num_threads()
-    torch.set_num_threads(1)  # half of 5,000 images a second on two
-    seconds = []
+    codes, seconds = random_codes(1024, seeded(8)), []
     for _ in range(4):
         start = time.process_time()
         for batch in codes.split(256):
             render(batch, generator=seeded(9))
         seconds.append(time.process_time() - start)
-    torch.set_num_threads(threads)
-    assert len(codes) / min(seconds) > 2500
+    assert len(codes) / min(seconds) > 2500  # half of 5,000 images a second on two
 
 
 # ---------------------------------------------------------------- captions
@@ -353,9 +351,12 @@ def test_the_oracle_sees_one_wrong_attribute():
     assert grade(texts, render(scenes, generator=generator)[0]).all()
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_reading_is_fast():
     images, _ = render(random_codes(64, seeded(21)), generator=seeded(22))
-    read(images)
-    start = time.process_time()
-    read(images)
-    assert time.process_time() - start < 5 / 4  # 256 images in five seconds of one core
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        read(images)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 5 / 4  # 256 images in five seconds of one core

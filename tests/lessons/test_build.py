@@ -194,7 +194,7 @@ def repository(folder: Path) -> Path:
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data/shapes.md", folder / "data")
     (folder / "notebooks").mkdir()
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], cwd=folder, check=True, capture_output=True)
     return folder
