@@ -91,7 +91,7 @@ def repaint_jumps(bench: Bench) -> Sweep:
 def diffedit_mask(bench: Bench) -> Sweep:
     rows, wanted = [], bench.things.maximum(diffedit.target_things(bench))
     for name, reference in (("nothing", None), ("its caption", bench.shorts)):
-        gap = diffedit.differences(bench, reference).images
+        gap = diffedit.differences(bench, bench.images, reference).images
         for threshold in (0.3, 0.4, 0.5, 0.6):
             for margin in (0, 1, 2):
                 hole = 1 - cut(gap, threshold=threshold, margin=margin)
@@ -110,14 +110,14 @@ def diffedit_mask(bench: Bench) -> Sweep:
 
 
 def diffedit_strength(bench: Bench) -> Sweep:
-    gap, rows = diffedit.differences(bench, None).images, []
+    gap, rows = diffedit.differences(bench, bench.images, None).images, []
     settings = [(strength, diffedit.MARGIN) for strength in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
     for strength, margin in (*settings, (diffedit.ENCODED, 0), (diffedit.ENCODED, 1)):
         keep = cut(gap, threshold=diffedit.THRESHOLD, margin=margin)
-        images = diffedit.decoded(bench, keep, strength).images
+        images = diffedit.decoded(bench, bench.images, keep, strength).images
         rows.append((f"DiffEdit {strength:g}, margin {margin}", _edited(bench, images)))
     for strength in (0.3, 0.4, 0.5, 0.6, 0.7):
-        images = diffedit.by_sdedit(bench, strength).images
+        images = diffedit.by_sdedit(bench, bench.images, strength).images
         rows.append((f"SDEdit {strength:g}", _edited(bench, images)))
     why = (
         "DiffEdit: the paper's strength, and the smallest margin of most new shapes; "

@@ -1,10 +1,15 @@
-"""The row of DiffEdit, on given pictures."""
+"""The row of DiffEdit, on given pictures: as they are, and with a mark that no model knows.
+
+Any method paints a plain background as it was; it is what the model would not have drawn that tells
+a picture that was kept from one that was drawn again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from minidiff.data import shapes
@@ -19,9 +24,24 @@ QUERY = 5.0  # guidance of DiffEdit
 ENCODED = 0.8  # its strength
 THRESHOLD, MARGIN = 0.5, 2  # of its mask, against the empty caption
 MATCHED = 0.3  # strength of SDEdit that finds as many shapes and keeps the most
+FAINT = 0.5  # how far a mark's grey is from its background's, of a range of 2
+LEGIBLE = 20.0  # dB, of a mark that was kept
 
 
-def differences(bench: Bench, reference: Sequence[str] | None) -> Arm:
+def marked(bench: Bench) -> tuple[Tensor, Tensor]:
+    """The pictures with a small faint cross each on their background, and where it is (n,1,H,W)."""
+    room = 1 - F.max_pool2d(1 - bench.background, 7, stride=1, padding=3)
+    room[..., :3, :], room[..., -3:, :], room[..., :3], room[..., -3:] = 0, 0, 0, 0
+    chosen = torch.multinomial(room.flatten(1), 1, generator=bench.luck(5))
+    middles = torch.zeros_like(room).flatten(1).scatter(1, chosen, 1.0).view_as(room)
+    cross = torch.eye(5).maximum(torch.eye(5).flip(0))
+    where = F.conv2d(middles, cross[None, None], padding=2)
+    ground = bench.images.flatten(2).median(2).values[..., None, None]  # (n,3,1,1)
+    ink = ground - FAINT * ground.mean(1, keepdim=True).sign()
+    return torch.where(where.bool(), ink, bench.images), where
+
+
+def differences(bench: Bench, images: Tensor, reference: Sequence[str] | None) -> Arm:
     """How much the new caption and the reference disagree, (n,1,32,32): the reference is the
     images' own captions, or none."""
     half = bench.schedule.level(bench.schedule.T // 2)
@@ -29,30 +49,30 @@ def differences(bench: Bench, reference: Sequence[str] | None) -> Arm:
     def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
         query = bench.fast.denoiser(bench.target_shorts[rows])
         against = bench.fast.denoiser(reference[rows] if reference else None)
-        return difference(query, against, bench.images[rows], half, generator=generators)
+        return difference(query, against, images[rows], half, generator=generators)
 
     return bench.arm(draw)
 
 
-def decoded(bench: Bench, keep: Tensor, strength: float) -> Arm:
+def decoded(bench: Bench, images: Tensor, keep: Tensor, strength: float) -> Arm:
     """DiffEdit's images, within masks that are found."""
     path = bench.schedule.path(2 * STEPS)
 
     def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
         query = clamp(bench.fast.denoiser(bench.target_shorts[rows], QUERY))
         null = bench.fast.denoiser()
-        return diffedit(query, null, bench.images[rows], keep[rows], path, strength=strength)
+        return diffedit(query, null, images[rows], keep[rows], path, strength=strength)
 
     return bench.arm(draw)
 
 
-def by_sdedit(bench: Bench, strength: float) -> Arm:
+def by_sdedit(bench: Bench, images: Tensor, strength: float) -> Arm:
     """The same edit without a mask and without inversion."""
     path = bench.schedule.path(2 * STEPS)
 
     def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
         asked = clamp(bench.fast.denoiser(bench.target_shorts[rows], SCALE))
-        return sdedit(asked, bench.images[rows], path, strength=strength, generator=generators)
+        return sdedit(asked, images[rows], path, strength=strength, generator=generators)
 
     return bench.arm(draw)
 
@@ -75,12 +95,26 @@ def joint(bench: Bench, images: Tensor) -> Tensor:
     return measures.right(bench.target_captions, images) & near
 
 
+def joint_with_mark(bench: Bench, images: Tensor, given: Tensor, where: Tensor) -> Tensor:
+    """`joint`, and the mark is still there; the oracle is shown the pictures without it."""
+    unmarked = torch.where(where.bool(), bench.images, images)
+    return joint(bench, unmarked) & (measures.psnr_where(images, given, where) > LEGIBLE)
+
+
 def diffedit_shapes(bench: Bench) -> Row:
-    mask, plain = differences(bench, None), by_sdedit(bench, MATCHED)
+    mask, plain = differences(bench, bench.images, None), by_sdedit(bench, bench.images, MATCHED)
     found, keep = (cut(mask.images, threshold=THRESHOLD, margin=m) for m in (0, MARGIN))
-    sweep = {strength: decoded(bench, keep, strength) for strength in (0.5, ENCODED)}
+    sweep = {s: decoded(bench, bench.images, keep, s) for s in (0.5, ENCODED)}
     arm = sweep[ENCODED]
-    effect = pair("edited, all else kept", "%", *(joint(bench, a.images) for a in (arm, plain)))
+    unmarked = [joint(bench, a.images) for a in (arm, plain)]
+
+    given, where = marked(bench)
+    area = cut(differences(bench, given, None).images, threshold=THRESHOLD, margin=MARGIN)
+    both = decoded(bench, given, area, ENCODED), by_sdedit(bench, given, MATCHED)
+    effect = pair(
+        *("edited, all else and a mark kept", "%"),
+        *(joint_with_mark(bench, a.images, given, where) for a in both),
+    )
     kept = pair("background PSNR", "dB", *_background(bench, arm, plain))
     changed = [shape_changed(bench, a.images) for a in (arm, plain)]
     there = measures.overlap(1 - found, bench.things)
@@ -94,7 +128,7 @@ def diffedit_shapes(bench: Bench) -> Row:
         *(f"SDEdit with the new caption, strength {MATCHED:g}", bench.n),
         *(effect, mask.calls + arm.calls, mask.seconds + arm.seconds),
         [
-            above("edited, all else kept, difference", effect.difference, 0, "%"),
+            above("edited, all else and a mark kept, difference", effect.difference, 0, "%"),
             above("background PSNR", kept.method, 30, "dB", firm=True),
             above("background PSNR, difference", kept.difference, 0, "dB", firm=True),
             above("overlap of mask and thing (IoU), before the margin", overlaps.method, 0.5),
@@ -108,12 +142,14 @@ def diffedit_shapes(bench: Bench) -> Row:
         kept=kept,
         notes=[
             f"new shape: {written(figure(changed[0]), '%')}, control "
-            f"{written(figure(changed[1]), '%')}"
+            f"{written(figure(changed[1]), '%')}",
+            f"without the mark, which SDEdit cannot keep, edited and all else kept: "
+            f"{written(figure(unmarked[0]), '%')}, control {written(figure(unmarked[1]), '%')}",
         ],
         pictures={
-            "image": bench.images[:4],
-            "DiffEdit": arm.images[:4],
-            "SDEdit": plain.images[:4],
+            "marked image": given[:4],
+            "DiffEdit": both[0].images[:4],
+            "SDEdit": both[1].images[:4],
         },
     )
 

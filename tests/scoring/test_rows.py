@@ -7,10 +7,11 @@ import torch
 from click.testing import CliRunner
 
 from minidiff.cli import main
+from minidiff.data import shapes
 from minidiff.editing import ilvr
 from minidiff.guidance import classifier_free, rescale
 from minidiff.samplers import ddpm_step
-from minidiff.scoring import bench, guidance, masks, run, sampling
+from minidiff.scoring import bench, diffedit, guidance, masks, run, sampling
 from minidiff.scoring.bench import DEVELOPMENT, Bench
 
 
@@ -61,6 +62,27 @@ def test_ilvr_that_stops_a_level_early_misses(small, monkeypatch):
 
     monkeypatch.setattr(masks, "ilvr", early)
     assert not held(masks.ilvr_reference(small), "coarse pixels equal")
+
+
+def test_a_mark_is_small_faint_and_off_the_thing():
+    scenes = Bench(32, DEVELOPMENT)
+    images, where = diffedit.marked(scenes)
+    assert where.flatten(1).sum(1).tolist() == [9.0] * 32
+    assert not (where * (1 - scenes.background)).any()
+    change = (images - scenes.images).abs().mean(1, keepdim=True)
+    assert not change[where == 0].any() and (change[where == 1] - 0.5).abs().max() < 0.1
+
+
+def test_an_edit_that_loses_the_mark_or_the_thing_does_not_count():
+    scenes = Bench(8, DEVELOPMENT)
+    given, where = diffedit.marked(scenes)
+    drawn, _ = shapes.render(scenes.targets, generator=scenes.luck(1))
+    perfect = torch.where(where.bool(), given, drawn)
+    hits = [
+        diffedit.joint_with_mark(scenes, images, given, where).sum().item()
+        for images in (perfect, drawn, given)
+    ]
+    assert hits == [8, 0, 0]
 
 
 def test_guidance_by_the_papers_weight_misses(small, monkeypatch):
