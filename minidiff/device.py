@@ -71,7 +71,12 @@ def for_sampling(network: nn.Module, device: torch.device) -> nn.Module:
     pays, its weights are cast once. The network itself where it does not."""
     if not has_fast_bfloat16(device):
         return network
-    return copy.deepcopy(network).to(torch.bfloat16, memory_format=torch.channels_last)
+    cast = {}  # deepcopy takes these for copies that it has made already: each weight moves once
+    for weight in network.parameters():
+        layout = torch.channels_last if weight.ndim == 4 else torch.preserve_format
+        small = weight.detach().to(torch.bfloat16, memory_format=layout)
+        cast[id(weight)] = nn.Parameter(small, requires_grad=weight.requires_grad)
+    return copy.deepcopy(network, cast)
 
 
 class GroupNorm(nn.GroupNorm):
