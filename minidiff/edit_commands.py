@@ -164,14 +164,19 @@ def ilvr(image, model, prompt, scale, factor, until, number, steps, seed, out) -
 @click.option("--clip", "judge", default="ViT-B/32", show_default=True, help="Its name or file.")
 @click.option("--scale", default=100.0, show_default=True, help="Weight of what it says.")
 @click.option("--strength", default=0.75, show_default=True, help="0 is faithful, 1 all new.")
+@click.option(
+    "--alone",
+    is_flag=True,
+    help="Show the CLIP the edited area on grey, as the paper does: better to add a thing beside "
+    "others than to exchange one.",
+)
 @together(NUMBER, PATH)
 def blended(
-    image, model, prompt, mask, box, judge, scale, strength, number, steps, seed, out
+    image, model, prompt, mask, box, judge, scale, strength, alone, number, steps, seed, out
 ) -> None:
     """Blended Diffusion: edit an area until a CLIP finds the prompt there.
 
-    The prompt is read by the CLIP alone, which sees the edited area in its place. The results are
-    shown in the order of its cosines.
+    The prompt is read by the CLIP alone. The results are shown in the order of its cosines.
 
     minidiff edit blended --prompt "a red butterfly" --model butterflies --box .2,.2,.8,.8 photo.jpg
     """
@@ -183,9 +188,13 @@ def blended(
     keep = read_mask(mask, box, image, trained, seed)
     encode, target = _seen_by_clip(judge, prompt)
     score = editing.clip_score(encode, target, cuts=8, generator=seeded(seed + 1))
-    score = editing.in_place(score, picture, keep)
-    cosine = editing.in_place(lambda images: encode(images) @ target[0], picture, keep)
     denoise, _ = guided_denoiser(trained, None, None)
+
+    def cosine(images: Tensor) -> Tensor:
+        return encode(images) @ target[0]
+
+    if not alone:
+        score, cosine = (editing.in_place(says, picture, keep) for says in (score, cosine))
 
     def draw() -> Tensor:
         return editing.blended(
@@ -207,7 +216,8 @@ def blended(
     shown = [(f"cosine {c:.3f}", one[None]) for c, one in zip(after, results, strict=True)]
     did = f'Blended Diffusion towards "{prompt}": scale {scale:g}, strength {strength:g}'
     did += f", {steps} steps"
-    click.echo(f"cosine of the picture with the prompt: {before:.3f}, now {after[0]:.3f}")
+    what = "edited area" if alone else "picture"
+    click.echo(f"cosine of the {what} with the prompt: {before:.3f}, now {after[0]:.3f}")
     finish(out, did, [(f"input, {before:.3f}", picture), *mask_cells(keep), *shown], seconds)
 
 

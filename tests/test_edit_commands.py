@@ -185,9 +185,11 @@ def test_blended_follows_the_clip_and_ranks_by_it(edit, folder):
     assert f"now {free[0]:.3f}" in told
 
 
-def test_the_cosines_shown_are_the_clips_of_the_whole_picture(edit, folder):
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_cosines_shown_are_the_clips(edit, folder, alone):
     file, said = folder / "clip.safetensors", CIRCLE
     options = ["--clip", file, "--prompt", said, "--mask", "half", "-n", 1]
+    options += ["--alone"] if alone else []
     _, drawn = done(edit("blended", *options, model="plain"))
     ((name, image),) = [item for item in drawn.items() if item[0].startswith("cosine")]
     model, preprocess = clip.load(file)
@@ -200,8 +202,9 @@ def test_the_cosines_shown_are_the_clips_of_the_whole_picture(edit, folder):
     area = image.clone()
     area[..., : SIZE // 2] = 0
     shown = float(name.split()[1])
-    assert abs(shown - cosine(image)) < 0.003
-    for other in (area, image - area, (image + 1) / 2):  # the edited half, the kept, another range
+    seen, unseen = (area, image) if alone else (image, area)
+    assert abs(shown - cosine(seen)) < 0.003
+    for other in (unseen, image - area, (seen + 1) / 2):  # the kept half, another range
         assert abs(shown - cosine(other)) > 0.005
 
 

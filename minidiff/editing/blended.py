@@ -100,6 +100,7 @@ def in_place(score: Score, image: Tensor, mask: Tensor) -> Score:
     """A score for `blended` that sees the edited area among the kept pixels of the image.
 
     Departs from the paper: on a plain background the grey's edge is a thing to see, too: a square.
+    Better to exchange a thing, not to add one beside others, which hold CLIP's eye.
     """
     check_image(image)
     check_mask(mask, image)
