@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,17 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str
         return {name: f.get_tensor(name) for name in f.keys()}, described
 
 
-def find(name_or_path: str | Path, known: Mapping[str, Path], what: str) -> Path:
-    """A file as it is, or one of the `known` ones by its name; FileNotFoundError if neither."""
-    path = known.get(str(name_or_path), Path(name_or_path))
-    if not path.is_file():
+def find(name_or_path: str | Path, shipped: Callable[[], dict[str, Path]], what: str) -> Path:
+    """A file as it is, or a shipped one by its name; FileNotFoundError if there is neither."""
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    known = shipped()
+    if str(name_or_path) not in known:
         raise FileNotFoundError(
             f"there is no {what} {str(name_or_path)!r}: expected a file or one of "
             f"{', '.join(known)}"
         )
-    return path
+    return known[str(name_or_path)]
 
 
 def about(path: str | Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def for_sampling(network: nn.Module, device: torch.device) -> nn.Module:
     cast = {}  # deepcopy takes these for copies that it has made already: each weight moves once
     for weight in network.parameters():
         layout = torch.channels_last if weight.ndim == 4 else torch.preserve_format
-        small = weight.detach().to(torch.bfloat16, memory_format=layout)
+        small = weight.detach().to(torch.bfloat16, copy=True, memory_format=layout)
         cast[id(weight)] = nn.Parameter(small, requires_grad=weight.requires_grad)
     return copy.deepcopy(network, cast)
 

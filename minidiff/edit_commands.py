@@ -215,7 +215,7 @@ def blended(
         before, *after = cosine(torch.cat([picture, results]) * (1 - keep)).tolist()
     shown = [(f"cosine {c:.3f}", one[None]) for c, one in zip(after, results, strict=True)]
     did = f'Blended Diffusion towards "{prompt}": scale {scale:g}, strength {strength:g}'
-    did += f", {steps} steps"
+    did += f", {steps} steps" + (", the CLIP seeing the area alone" if alone else "")
     what = "edited area" if alone else "picture"
     click.echo(f"cosine of the {what} with the prompt: {before:.3f}, now {after[0]:.3f}")
     finish(out, did, [(f"input, {before:.3f}", picture), *mask_cells(keep), *shown], seconds)

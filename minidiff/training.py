@@ -72,7 +72,8 @@ class TrainConfig:
 class TrainingSet:
     """What is learnt from: uint8 images (N,3,H,W), and a condition for each or None.
 
-    `null` is the condition that replaces a dropped one: of a row's shape.
+    `null` is the condition that replaces a dropped one, of a row's shape: needed where
+    `drop_condition` is above 0.
     """
 
     images: Tensor
@@ -134,7 +135,10 @@ class Objective(nn.Module):
 
 
 def draw_batch(data: TrainingSet, config: TrainConfig, T: int, step: int) -> tuple:
-    """x0, t, noise and condition of one whole batch, a function of (seed, step) alone."""
+    """x0, t, noise and condition of one whole batch, a function of (seed, step) alone.
+
+    ValueError if conditions are to be dropped and there is no null one.
+    """
     device, B = data.images.device, config.batch
     generator = Generator(device).manual_seed(mixed(config.seed, step))
     index = draw_index(data, config, step)

@@ -217,7 +217,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     is_hub_id = text.count("/") == 1 and not text.endswith(".safetensors")
     if Path(text).is_dir() or (is_hub_id and not Path(text).exists()):
         return from_diffusers(text, device)
-    path = checkpoint.find(name_or_path, names(), "model")
+    path = checkpoint.find(name_or_path, names, "model")
     tensors, about = checkpoint.load(path)
     if about.get("kind") != "diffusion":
         raise ValueError(f"{path} holds a {about.get('kind')}, not a diffusion model")

@@ -53,7 +53,7 @@ def run(eye, pictures, tmp_path_factory):
     config = TrainConfig(images=9600, batch=32, learning_rate=2e-3, warmup=320, ema=0.9)
     config = replace(config, drop_condition=0.0, flip=False, log_every=9600)
     card = {"description": "Tiny.", "data": "noise", "licence": "MIT", "limits": "Few."}
-    data = TrainingSet(pictures, clean, torch.zeros_like(clean[0]))
+    data = TrainingSet(pictures, clean)
     recipe = Recipe(data, eye, SCHEDULE, config, card)
     run = Run(recipe.objective(), data, config, out)
     fit(run, progress=False)

@@ -185,6 +185,16 @@ def test_blended_follows_the_clip_and_ranks_by_it(edit, folder):
     assert f"now {free[0]:.3f}" in told
 
 
+def test_the_clip_is_guided_by_what_it_is_shown(edit, folder):
+    options = ["--clip", folder / "clip.safetensors", "--prompt", CIRCLE, "--box", "0,0,.5,1"]
+    sheets = [
+        done(edit("blended", *options, *more, "--scale", 300, "-n", 1, model="plain"))[1]
+        for more in ([], ["--alone"])
+    ]
+    one, other = (next(x for n, x in s.items() if n.startswith("cosine")) for s in sheets)
+    assert (one - other).abs().max() > 0.02
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_the_cosines_shown_are_the_clips(edit, folder, alone):
     file, said = folder / "clip.safetensors", CIRCLE
@@ -204,7 +214,7 @@ def test_the_cosines_shown_are_the_clips(edit, folder, alone):
     shown = float(name.split()[1])
     seen, unseen = (area, image) if alone else (image, area)
     assert abs(shown - cosine(seen)) < 0.003
-    for other in (unseen, image - area, (seen + 1) / 2):  # the kept half, another range
+    for other in (unseen, image - area, (seen + 1) / 2):  # the other view, the kept half, a range
         assert abs(shown - cosine(other)) > 0.005
 
 

@@ -60,7 +60,7 @@ def trained(out, *, shuffled=False):
     labels = torch.column_stack([place, torch.zeros_like(place)])
     config = TrainConfig(images=6400, batch=64, learning_rate=2e-3, warmup=640, ema=0.9)
     config = replace(config, drop_condition=0.0, flip=False, mixed_precision=False, log_every=6400)
-    data = TrainingSet(pictures, labels, torch.full((2,), UNKNOWN))
+    data = TrainingSet(pictures, labels)
     card = {"description": "Tiny.", "data": "quarters", "licence": "MIT", "limits": "Four."}
     recipe = Recipe(data, TINY, QUARTERS, config, SCHEDULE, 8, card)
     run = Run(recipe.objective(), data, config, out)
@@ -251,12 +251,12 @@ def test_draw_starts_from_the_models_seed_whatever_the_batch(model, judge):
     assert torch.equal(drawn, plain.cpu())
     one, all_ = (
         classifier_guidance.draw(
-            model, judge, prompts, 3, steps=4, seed=5, batch=batch, progress=False
+            model, judge, prompts, 100, steps=4, seed=5, batch=batch, progress=False
         )
         for batch in (1, 3)
     )
     torch.testing.assert_close(one, all_, rtol=0, atol=0.1)  # bfloat16 where it is fast
-    assert (all_ - plain).abs().max() > 0.01
+    assert (all_ - plain).abs().amax((1, 2, 3)).min() > 0.3  # each image is guided
     other = replace(model, schedule=NoiseSchedule.linear())
     with pytest.raises(ValueError, match="another schedule"):
         classifier_guidance.draw(other, judge, prompts, steps=4, progress=False)

@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
         def slow():
             time.sleep(0.1)
-            while run.step == 16 and not (out / "go").exists():
+            while run.step == run.steps - 4 and not (out / "go").exists():
                 time.sleep(0.02)
             return advance()
 

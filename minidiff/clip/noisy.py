@@ -196,7 +196,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     In eval mode and frozen; its input may have gradients. FileNotFoundError for an unknown name,
     ValueError for a damaged or foreign file.
     """
-    path = checkpoint.find(name_or_path, shipped(), "noise-aware encoder")
+    path = checkpoint.find(name_or_path, shipped, "noise-aware encoder")
     tensors, about = checkpoint.load(path)
     if about.get("kind") != "noisy encoder":
         raise ValueError(f"{path} holds a {about.get('kind')}, not a noise-aware encoder")

@@ -51,11 +51,11 @@ class Bench:
         self.path = self.schedule.path(STEPS)
         self._through = 0
         for network in {self.model.network, self.fast.network}:
-            self.count(network)
+            self.watch(network)
         self._drawn: dict[str, Arm] = {}
 
-    def count(self, network: nn.Module) -> None:
-        """Count the images that go through a network; it gives gradients of images only."""
+    def watch(self, network: nn.Module) -> None:
+        """Count the images that go through a network, and freeze it: gradients are of images."""
 
         def seen(network: nn.Module, inputs: tuple, output: Tensor) -> None:
             self._through += len(inputs[0])

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import click
 from torch import Tensor
 
+from minidiff.clip import use
 from minidiff.device import keep_memory
 from minidiff.editing import cut
 from minidiff.files import atomic
@@ -169,11 +170,13 @@ def local_blend(bench: Bench) -> Sweep:
 
 def classifier_scale(bench: Bench) -> Sweep:
     wanted, rows = outside.looks(bench), []
+    eye = use.encoder(outside.load_clip("shapes_judge", "Classifier guidance"))
     for scale in (0.0, 1.0, 3.0, 10.0, 30.0):
         images = outside.by_classifier(bench, scale).images
-        figures = (_share(outside.has_look(wanted, images)), _mean(measures.spread(images)))
+        seen = measures.spread_seen(outside.features_of(eye, images))
+        figures = (_share(outside.has_look(wanted, images)), _mean(seen))
         rows.append((f"{scale:g}", figures))
-    columns = ("scale", "right", "diversity")
+    columns = ("scale", "right", "diversity to a CLIP")
     why = "the smallest scale of most right pictures"
     return Sweep("Classifier guidance", why, columns, rows, f"{outside.SCALE:g}")
 

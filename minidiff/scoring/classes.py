@@ -24,7 +24,7 @@ class Classes:
         self.bench, self.model = bench, zoo.load("cifar10")
         self.fast, self.judge = self.model.for_sampling(), load_classifier()
         self.labels = torch.arange(bench.n) // GROUP % len(self.model.encoder.names)
-        bench.count(self.fast.network)
+        bench.watch(self.fast.network)
 
     def of(self, rows: slice, scale: float = 1.0) -> Denoiser:
         """The denoiser of some rows' classes, not clamped."""

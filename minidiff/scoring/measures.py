@@ -1,4 +1,5 @@
-"""What is measured of images (n,3,32,32): by the oracle, or pixel by pixel. Each gives (n,)."""
+"""What is measured of images (n,3,32,32): by the oracle, or pixel by pixel. Each gives (n,), but
+diversity, which is of groups of images of one prompt (n/GROUP,)."""
 
 from __future__ import annotations
 
@@ -34,17 +35,22 @@ def read(images: Tensor) -> list[shapes.Scene | None]:
 
 
 def spread(images: Tensor) -> Tensor:
-    """Root mean square difference to the other images of the same group of GROUP."""
+    """Root mean square difference of two images of the same group of GROUP, on average."""
     flat = images.clamp(-1, 1).flatten(1).unflatten(0, (-1, GROUP))  # (n/GROUP,GROUP,D)
     distances = torch.cdist(flat, flat) / flat.shape[2] ** 0.5
-    return (distances.sum(2) / (GROUP - 1)).flatten()
+    return _between_two(distances)
 
 
 def spread_seen(features: Tensor) -> Tensor:
-    """One less the cosine to the features (n,D) of the others of the group: diversity to an eye
-    that overlooks the colour of the background."""
+    """One less the cosine of the features (n,D) of two images of a group, on average: diversity to
+    an eye that overlooks the colour of the background."""
     groups = F.normalize(features, dim=1).unflatten(0, (-1, GROUP))
-    return ((1 - groups @ groups.mT).sum(2) / (GROUP - 1)).flatten()
+    return _between_two(1 - groups @ groups.mT)
+
+
+def _between_two(distances: Tensor) -> Tensor:
+    """The mean of a table (groups,GROUP,GROUP) that has zeros on its diagonal."""
+    return distances.sum((1, 2)) / (GROUP * (GROUP - 1))
 
 
 def rms(images: Tensor, others: Tensor) -> Tensor:

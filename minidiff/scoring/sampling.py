@@ -154,20 +154,24 @@ def eta(bench: Bench) -> Row:
     none, small, large = arms.values()
     grain = [measures.grain(arm.images) for arm in arms.values()]
     effect = pair("class named", "%", classes.named(none), classes.named(large))
-    kept = pair("difference of neighbouring pixels", "", grain[0], grain[2])
     return Row(
         *("DDIM's eta", f"CIFAR-10, eta 0, {FEW} steps", "DDPM with its large variance", bench.n),
         *(effect, none.calls, none.seconds),
         [
             above("class named, difference", effect.difference, 0, "%", firm=True),
-            above("finer than eta 1: neighbours differ more by", figure(grain[0] - grain[1]), 0),
+            above("detail, more than with eta 1", figure(grain[0] - grain[1]), 0),
+            below(
+                "detail, less half of the control's", figure(grain[0] - grain[2] / 2), 0, firm=True
+            ),
         ],
-        kept=kept,
         diversity=pair("diversity", "", *(measures.spread(a.images) for a in (none, large))),
         notes=[
             f"eta 1, DDPM's small variance: class named "
-            f"{written(figure(classes.named(small)), '%')}, neighbouring pixels differ by "
-            f"{written(figure(grain[1]))}"
+            f"{written(figure(classes.named(small)), '%')}",
+            "detail, the difference of neighbouring pixels: "
+            + ", ".join(
+                f"{written(figure(g))} ({name})" for name, g in zip(arms, grain, strict=True)
+            ),
         ],
         pictures={name: arm.images[::GROUP][:4] for name, arm in arms.items()},
     )

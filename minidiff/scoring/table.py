@@ -167,7 +167,8 @@ By `{about["command"]}` on {about["machine"]}, in {about["minutes"]:.0f} minutes
 {about["seed"]}. Settings were chosen on other seeds (`python -m minidiff.scoring.calibrate`)
 and then frozen. Brackets are 95% intervals; a check holds only if its whole interval does. "Stayed"
 is what an edit must not change; diversity is the root mean square difference of images of one
-prompt. Calls are the images that went through the network, and seconds the time, for one result.
+prompt, unless it is named. Calls are the images that went through the network, and seconds the
+time, for one result.
 
 """
     text += "| method | effect | its control | stayed | its control | diversity | its control "
@@ -176,7 +177,8 @@ prompt. Calls are the images that went through the network, and seconds the time
         text += f"| [{row.name}](#{_anchor(row.name)}) | "
         cells = [f"{row.effect.what} {written(row.effect.method, row.effect.unit)}"]
         cells += [written(row.effect.control, row.effect.unit), *_cells(row.kept, True)]
-        cells += _cells(row.diversity, False)
+        usual = row.diversity is None or row.diversity.what == "diversity"
+        cells += _cells(row.diversity, not usual)
         cells += [f"{row.calls:.0f}", f"{row.seconds:.2f}", "holds" if row.holds else "**misses**"]
         text += " | ".join(cells) + " |\n"
     text += "".join(f"\nLeft out: {reason}\n" for reason in left_out)

@@ -505,7 +505,8 @@ def closed_port() -> int:
 
 def try_hosts(monkeypatch, *urls: str) -> None:
     """Each with the speed, in bytes a second, below which the next is tried; as in life."""
-    monkeypatch.setattr(downloads, "CIFAR10_HOSTS", tuple(zip(urls, (100e3, 1e3), strict=False)))
+    speeds = (100e3, 1e3)[: len(urls)]
+    monkeypatch.setattr(downloads, "CIFAR10_HOSTS", tuple(zip(urls, speeds, strict=True)))
 
 
 def test_a_good_host_is_asked_once_and_nothing_is_left_over(host, monkeypatch):

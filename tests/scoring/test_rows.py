@@ -1,7 +1,5 @@
 """Rows on the shipped model: broken methods miss their checks, and a quick run holds."""
 
-from functools import partial
-
 import pytest
 import torch
 from click.testing import CliRunner
@@ -9,15 +7,16 @@ from click.testing import CliRunner
 from minidiff.cli import main
 from minidiff.data import shapes
 from minidiff.editing import ilvr
-from minidiff.guidance import classifier_free, rescale
+from minidiff.guidance import clamp, classifier_free, rescale
 from minidiff.samplers import ddpm_step
-from minidiff.scoring import bench, diffedit, guidance, masks, run, sampling
+from minidiff.scoring import bench, diffedit, guidance, masks, outside, run, sampling
 from minidiff.scoring.bench import DEVELOPMENT, Bench
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """A bench of few images and very few steps: not good pictures, but the same algebra."""
+    """A bench of few images and very few steps: not good pictures, but the same algebra. CIFAR-10
+    and what guides from outside keep their steps: they must draw something."""
     for module in (bench, masks):
         monkeypatch.setattr(module, "STEPS", 2)
     return Bench(8, DEVELOPMENT)
@@ -106,11 +105,38 @@ def test_rescaling_that_does_nothing_misses(small, monkeypatch):
     assert not held(guidance.rescaled_guidance(small), less)
 
 
+def test_thresholding_that_is_static_misses(small, monkeypatch):
+    less = "values at the ends, less half of the control's"
+    assert held(guidance.dynamic_thresholding(small), less)
+    monkeypatch.setattr(guidance, "dynamic_threshold", clamp)
+    assert not held(guidance.dynamic_thresholding(small), less)
+
+
+def test_guidance_that_is_lost_misses(small, monkeypatch):
+    same = "class named, difference"
+    assert held(guidance.rescaled_guidance(small), same)
+    monkeypatch.setattr(guidance, "rescale", lambda cond, uncond, scale, phi: uncond)
+    assert not held(guidance.rescaled_guidance(small), same)
+
+
 def test_noise_that_few_steps_cannot_remove_misses(small, monkeypatch):
-    assert held(sampling.eta(small), "class named, difference")
-    monkeypatch.setattr(sampling, "ddim_step", partial(ddpm_step, variance="large"))
-    monkeypatch.setattr(sampling, "partial", lambda step, **options: step)
-    assert not held(sampling.eta(small), "class named, difference")
+    checks = ("class named, difference", "less half of the control's")
+    row = sampling.eta(small)
+    assert all(held(row, words) for words in checks)
+
+    def noisy(*arguments, eta=0.0, **options):
+        return ddpm_step(*arguments, variance="large", **options)
+
+    monkeypatch.setattr(sampling, "ddim_step", noisy)
+    assert not any(held(sampling.eta(small), words) for words in checks)
+
+
+def test_a_classifier_that_guides_nothing_keeps_the_diversity(small, monkeypatch):
+    fewer = "diversity to a CLIP"
+    assert held(outside.classifier_guidance(small), fewer)
+    unguided = outside.by_classifier(small, 0.0)
+    monkeypatch.setattr(outside, "by_classifier", lambda bench, scale: unguided)
+    assert not held(outside.classifier_guidance(small), fewer)
 
 
 def test_what_is_missing_is_left_out_in_a_line(small):
