@@ -9,7 +9,7 @@ from minidiff.data import shapes
 from minidiff.editing import ilvr
 from minidiff.guidance import clamp, classifier_free, rescale
 from minidiff.samplers import ddpm_step
-from minidiff.scoring import bench, diffedit, guidance, masks, outside, run, sampling
+from minidiff.scoring import bench, diffedit, guidance, inversion, masks, outside, run, sampling
 from minidiff.scoring.bench import DEVELOPMENT, Bench
 
 
@@ -129,6 +129,14 @@ def test_noise_that_few_steps_cannot_remove_misses(small, monkeypatch):
 
     monkeypatch.setattr(sampling, "ddim_step", noisy)
     assert not any(held(sampling.eta(small), words) for words in checks)
+
+
+def test_the_straight_line_misses(small, monkeypatch):
+    checks = ("class named, difference", "diversity, difference")
+    row = inversion.interpolation(small)
+    assert all(held(row, words) for words in checks)
+    monkeypatch.setattr(inversion, "slerp", lambda a, b, w: (1 - w) * a + w * b)
+    assert not any(held(inversion.interpolation(small), words) for words in checks)
 
 
 def test_a_classifier_that_guides_nothing_keeps_the_diversity(small, monkeypatch):
