@@ -131,7 +131,7 @@ def clip_arm(bench: Bench, encode, targets: Tensor, scale: float, through: bool 
 def by_clip(bench: Bench, scale: float) -> Arm:
     """Half of the images, each towards the text of its own look."""
     guide = load_clip("shapes", "CLIP guidance")
-    targets = use.textfeatures_of(guide, [f"a {look}" for look in looks(bench)][: bench.n // 2])
+    targets = use.text_features(guide, [f"a {look}" for look in looks(bench)][: bench.n // 2])
     return clip_arm(bench, use.encoder(guide), targets, scale)
 
 
@@ -139,13 +139,13 @@ def clip_guidance(bench: Bench) -> Row:
     guide, judge = load_clip("shapes", "CLIP guidance"), load_clip("shapes_judge", "CLIP guidance")
     encode, look_again = use.encoder(guide), use.encoder(judge)
     wanted = [f"a {look}" for look in looks(bench)][: bench.n // 2]
-    targets = use.textfeatures_of(guide, wanted)
+    targets = use.text_features(guide, wanted)
     arm, free = (clip_arm(bench, encode, targets, scale) for scale in (CLIP_SCALE, 0.0))
     short = clip_arm(bench, encode, targets, CLIP_SCALE, through=False)
     other = clip_arm(bench, encode, targets.roll(GROUP, 0), CLIP_SCALE)
     hits, *rest = (has_look([w[2:] for w in wanted], a.images) for a in (arm, free, other, short))
     gains = [
-        _cosines(enc, use.textfeatures_of(model, wanted), arm, free)
+        _cosines(enc, use.text_features(model, wanted), arm, free)
         for enc, model in ((encode, guide), (look_again, judge))
     ]
     effect = pair("right", "%", hits, rest[0])
@@ -196,7 +196,7 @@ def boxes(bench: Bench, guide: CLIP) -> Local:
     things = bench.things[:n].bool()
     hole = things.any(2, keepdim=True) & things.any(3, keepdim=True)  # each thing's box
     asked = [_new_look(s, t) for s, t in zip(bench.scenes[:n], bench.targets[:n], strict=True)]
-    targets = use.textfeatures_of(guide, [f"a {look}" for look in asked])
+    targets = use.text_features(guide, [f"a {look}" for look in asked])
     return Local(asked, targets, grow(1 - hole.float(), 2))
 
 
