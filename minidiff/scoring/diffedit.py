@@ -1,7 +1,8 @@
 """The row of DiffEdit, on given pictures: as they are, and with a mark that no model knows.
 
 Any method paints a plain background as it was; it is what the model would not have drawn that tells
-a picture that was kept from one that was drawn again.
+a picture that was kept from one that was drawn again. The mark counts in the row's effect alone:
+its masks, backgrounds and new shapes are those of the pictures as they are.
 """
 
 from __future__ import annotations

@@ -161,7 +161,8 @@ def markdown(rows: Sequence[Row], left_out: Sequence[str], about: dict) -> str:
     text = f"""# Scorecard
 
 Every method of minidiff on the same seeds, against a control that is broken or naive, graded by
-an oracle that no method has seen. {held} of {len(rows)} rows hold.
+an oracle of scenes, or on CIFAR-10 by a classifier, that no method has seen.
+{held} of {len(rows)} rows hold.
 
 By `{about["command"]}` on {about["machine"]}, in {about["minutes"]:.0f} minutes; seed
 {about["seed"]}. Settings were chosen on other seeds (`python -m minidiff.scoring.calibrate`)
