@@ -76,7 +76,12 @@ def for_sampling(network: nn.Module, device: torch.device) -> nn.Module:
         layout = torch.channels_last if weight.ndim == 4 else torch.preserve_format
         small = weight.detach().to(torch.bfloat16, copy=True, memory_format=layout)
         cast[id(weight)] = nn.Parameter(small, requires_grad=weight.requires_grad)
-    return copy.deepcopy(network, cast)
+    fast = copy.deepcopy(network, cast)
+    for whole, layer in zip(network.modules(), fast.modules(), strict=True):
+        if isinstance(layer, UpsamplingConv):
+            summed = whole.sum_weights().detach().to(torch.bfloat16)
+            layer.summed = summed.contiguous(memory_format=torch.channels_last)
+    return fast
 
 
 class GroupNorm(nn.GroupNorm):
@@ -110,13 +115,37 @@ def keep_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def enlarge(x: Tensor) -> Tensor:
-    """Each pixel of x (B,C,H,W) four times: (B,C,2H,2W). On CPUs two copies are 2 to 5 times faster
-    than torch's own kernel for NCHW, forward and backward; that for channels_last is fine."""
-    if x.device.type != "cpu" or not x.is_contiguous():
-        return F.interpolate(x, scale_factor=2, mode="nearest")
-    wide = torch.stack([x, x], dim=-1)  # (B,C,H,W,2)
-    return torch.stack([wide, wide], dim=3).flatten(4).flatten(2, 3)  # (B,C,H,2,W,2) folded
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x) of values that nothing else needs: overwritten where no gradient is wanted."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class UpsamplingConv(nn.Conv2d):
+    """Every pixel repeated to 2x2, then a 3x3 convolution: (B,C,H,W) to (B,C',2H,2W).
+
+    A 3x3 window lies on 2x2 different pixels only. On CPUs the weights that meet the same pixel are
+    summed beforehand, which leaves a transposed convolution of 4/9 the multiplications, and nothing
+    to repeat.
+    """
+
+    # along a side: which of three weights add up to which of the transposed convolution's four
+    SUMS = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    SUMS_2D = torch.kron(SUMS, SUMS).T.contiguous()  # (9,16)
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__(channels_in, channels_out, 3, padding=1)
+        self.summed: Tensor | None = None  # kept where the weights do not change
+
+    def sum_weights(self) -> Tensor:
+        """The weights (C,C',4,4) of the transposed convolution."""
+        summed = self.weight.flatten(2) @ self.SUMS_2D.to(self.weight.dtype)  # (C',C,16)
+        return summed.unflatten(2, (4, 4)).transpose(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
+        weights = self.sum_weights() if self.summed is None else self.summed
+        return F.conv_transpose2d(x, weights, self.bias, stride=2, padding=1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, probs_tap=None) -> Tensor:

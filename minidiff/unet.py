@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.device import GroupNorm, attention, enlarge
+from minidiff.device import GroupNorm, UpsamplingConv, attention, silu
 
 SiteTap = Callable[[str, Tensor], Tensor]
 
@@ -96,14 +96,14 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(silu(self.norm1(x)))
         time = self.time(emb)[:, :, None, None]  # (B, width or 2*width, 1, 1)
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
             h = self.norm2(h + time)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        return self.skip(x) + self.conv2(self.dropout(silu(h)))
 
 
 class Attention(nn.Module):
@@ -177,10 +177,10 @@ class Up(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = UpsamplingConv(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(enlarge(x))
+        return self.conv(x)
 
 
 class UNet(nn.Module):
@@ -250,7 +250,7 @@ class UNet(nn.Module):
                 else:
                     h = layer(torch.cat([h, skips.pop()], dim=1), emb, context, tap)
 
-        h = F.silu(self.norm(h))
+        h = silu(self.norm(h))
         if self.gain is not None:
             fine = x * (1 + self.gain(emb)[:, :, None, None])  # (B, in_channels, H, W)
             h = torch.cat([F.pixel_shuffle(h, self.config.patch), fine.to(h.dtype)], dim=1)

@@ -150,20 +150,17 @@ class Diffusion:
 
         Image i of a seed is the same whatever n.
         """
-        generators = per_image(Generator().manual_seed(seed), n)
-        denoise = clamp(self.for_sampling().denoiser(prompt, scale))
-        x, path = self.noise(n, generators), self.schedule.path(steps)
-        walk = trajectory(step, denoise, x, path, generator=generators)
-        return self._without_gradients(walk)
+        walk, device = self._walk(prompt, n, scale, steps, seed, step), self.device
 
-    def _without_gradients(self, walk: Iterator[Frame]) -> Iterator[Frame]:
-        device = self.device
-        while True:
-            with torch.no_grad(), autocast(device):
-                frame = next(walk, None)
-            if frame is None:
-                return
-            yield frame
+        def without_gradients() -> Iterator[Frame]:
+            while True:
+                with torch.no_grad(), autocast(device):  # left before the caller has its turn
+                    frame = next(walk, None)
+                if frame is None:
+                    return
+                yield frame
+
+        return without_gradients()
 
     def sample(
         self,
@@ -177,15 +174,21 @@ class Diffusion:
         progress: bool = False,
     ) -> Tensor:
         """n images (n, 3, size, size) in [-1, 1] of one prompt, or of n prompts."""
-        frames = self.frames(prompt, n, scale=scale, steps=steps, seed=seed, step=step)
+        walk = self._walk(prompt, n, scale, steps, seed, step)
         if progress:
             from tqdm.auto import tqdm
 
-            frames = tqdm(frames, total=steps, desc="sampling", unit="step")
-        with autocast(self.device):  # once, not once a step
-            for frame in frames:
+            walk = tqdm(walk, total=steps, desc="sampling", unit="step")
+        with torch.no_grad(), autocast(self.device):
+            for frame in walk:
                 x = frame.x
         return x
+
+    def _walk(self, prompt, n: int, scale: float, steps: int, seed: int, step: Step):
+        generators = per_image(Generator().manual_seed(seed), n)
+        denoise = clamp(self.for_sampling().denoiser(prompt, scale))
+        x, path = self.noise(n, generators), self.schedule.path(steps)
+        return trajectory(step, denoise, x, path, generator=generators)
 
 
 def save(path: str | Path, model: Diffusion) -> None:

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from minidiff import device
 
@@ -68,19 +69,55 @@ def test_large_scores_do_not_overflow():
     assert device.attention(1e3 * q, 1e3 * k, v).isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_enlarging_equals_torchs_with_its_gradient(dtype):
-    x = torch.randn(2, 3, 5, 4).to(dtype).requires_grad_()
-    out, expected = device.enlarge(x), F.interpolate(x, scale_factor=2, mode="nearest")
-    assert torch.equal(out, expected) and out.is_contiguous()
-    assert not torch.equal(out, x.repeat(1, 1, 2, 2))  # tiles are something else
-    weight = torch.randint(-8, 8, out.shape).to(dtype)  # whole numbers: sums are exact
-    (ours,) = torch.autograd.grad((out * weight).sum(), x)
-    (theirs,) = torch.autograd.grad((expected * weight).sum(), x)
-    assert torch.equal(ours, theirs)
-    rows = x.detach().to(memory_format=torch.channels_last)
-    assert torch.equal(device.enlarge(rows), expected)
-    assert device.enlarge(rows).is_contiguous(memory_format=torch.channels_last)
+def enlarged(conv: nn.Module, x: Tensor) -> Tensor:
+    """What UpsamplingConv stands for: pixels repeated, then the 3x3 convolution."""
+    wide = F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.conv2d(wide, conv.weight, conv.bias, padding=1)
+
+
+def test_upsampling_equals_repeated_pixels_and_a_convolution():
+    conv = device.UpsamplingConv(5, 6).double()
+    x = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
+    out, expected = conv(x), enlarged(conv, x)
+    assert out.shape == (2, 6, 6, 8)
+    torch.testing.assert_close(out, expected)
+    weight = torch.randn_like(out)
+    wanted = (x, conv.weight, conv.bias)
+    ours = torch.autograd.grad((out * weight).sum(), wanted)
+    theirs = torch.autograd.grad((expected * weight).sum(), wanted)
+    torch.testing.assert_close(ours, theirs)
+
+    with torch.no_grad():  # a transposed convolution reads its weights from the other end
+        mirrored = conv.sum_weights().flip(2, 3)
+        wrong = F.conv_transpose2d(x, mirrored, conv.bias, stride=2, padding=1)
+    assert (wrong - expected).abs().max() > 0.1
+
+
+def test_upsampling_on_other_devices_is_what_it_stands_for():
+    conv = device.UpsamplingConv(5, 6).to("meta")
+    assert conv(torch.empty(2, 5, 3, 4, device="meta")).shape == (2, 6, 6, 8)
+
+
+@pytest.mark.skipif(not device.has_fast_bfloat16(CPU), reason="no bfloat16 instructions")
+def test_a_copy_to_sample_from_sums_its_weights_once():
+    conv = device.UpsamplingConv(16, 16)
+    fast, x = device.for_sampling(conv, CPU), torch.randn(2, 16, 4, 4)
+    assert conv.summed is None and fast.summed.dtype == torch.bfloat16
+    with torch.no_grad(), device.autocast(CPU):
+        off = (fast(x).float() - enlarged(conv, x).float()).std()
+    assert off < 0.01 * enlarged(conv, x).std()  # bfloat16 has 8 bits
+    with torch.no_grad():
+        conv.weight.zero_()  # the copy has weights of its own
+        assert fast.summed.any()
+
+
+def test_silu_overwrites_only_where_no_gradient_is_wanted():
+    x = torch.randn(3, 4)
+    kept, expected = x.clone(), F.silu(x)
+    assert torch.equal(device.silu(x), expected) and torch.equal(x, kept)
+    with torch.no_grad():
+        out = device.silu(x)
+    assert torch.equal(out, expected) and out.data_ptr() == x.data_ptr()
 
 
 @pytest.mark.parametrize("cuda", [False, True])
