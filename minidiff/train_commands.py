@@ -82,11 +82,11 @@ def train(
         given["min_snr"] = given["min_snr"] or None
     if float32:
         given["mixed_precision"] = False
+    network = {k: given.pop(k) for k in ("channels", "blocks", "patch") if k in given}
     if multipliers:
-        given["multipliers"] = _integers(multipliers)
-    network = {
-        k: given.pop(k) for k in ("channels", "multipliers", "blocks", "patch") if k in given
-    }
+        levels = network["multipliers"] = _integers(multipliers)
+        for kind in ("attention", "cross_attention"):  # at those of the recipe's levels that exist
+            network[kind] = tuple(i for i in getattr(recipe.network, kind) if i < len(levels))
     recipe = replace(
         recipe,
         network=replace(recipe.network, **network),

@@ -118,6 +118,15 @@ def test_mistakes_are_told_in_one_sentence(run, arguments, told):
     assert "Traceback" not in result.output
 
 
+def test_a_network_of_fewer_levels_attends_at_those_it_has(run, pictures, tmp_path):
+    out = tmp_path / "run"
+    sizes = ["--size", 64, "--channels", 32, "--multipliers", "1,2"]
+    told = run("train", "--data", pictures, "--out", out, *sizes, "--batch", 4, "--images", 4)
+    assert told.exit_code == 0, told.output
+    config = zoo.load(out / "model.safetensors").network.config
+    assert config.multipliers == (1, 2) and config.attention == ()  # the recipe's are 2 and 3
+
+
 def test_bad_training_options_are_told(run, pictures, tmp_path):
     out = ["--data", pictures, "--out", tmp_path / "run", "--size", 16]
     for options, told in (

@@ -26,18 +26,27 @@ class Classes:
         self.labels = torch.arange(bench.n) // GROUP % len(self.model.encoder.names)
         bench.watch(self.fast.network)
 
+    def noise(self, generators: Sequence[Generator]) -> Tensor:
+        return self.model.noise(len(generators), generators)
+
     def of(self, rows: slice, scale: float = 1.0) -> Denoiser:
         """The denoiser of some rows' classes, not clamped."""
         return self.fast.denoiser(self.labels[rows].tolist(), scale)
 
     def drawn(
-        self, denoiser: Callable[[slice], Denoiser], *, step: Step = ddim_step, steps: int = STEPS
+        self,
+        denoiser: Callable[[slice], Denoiser],
+        *,
+        step: Step = ddim_step,
+        steps: int = STEPS,
+        noise: Callable[[Sequence[Generator]], Tensor] | None = None,
     ) -> Arm:
-        """An arm of plain sampling, `denoiser(rows)` being that of some rows."""
+        """An arm of plain sampling, `denoiser(rows)` being that of some rows; from `noise`, drawn
+        from their generators, or from the usual one."""
         path = self.model.schedule.path(steps)
 
         def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
-            x = self.model.noise(len(generators), generators)
+            x = noise(generators) if noise else self.noise(generators)
             return sample(step, denoiser(rows), x, path, generator=generators)
 
         return self.bench.arm(draw)

@@ -152,14 +152,12 @@ def _null(model: zoo.Diffusion, shift: int = 0) -> Denoiser:
 def interpolation(bench: Bench) -> Row:
     """On CIFAR-10: the middle of a straight line is too short for noise, and photographs fade."""
     classes = Classes(bench)
-    path = classes.model.schedule.path(HALFWAY)
 
     def between(mean: Callable[[Tensor, Tensor], Tensor]) -> Arm:
-        def draw(rows: slice, generators: Sequence[Generator]) -> Tensor:
-            first, second = (classes.model.noise(len(generators), generators) for _ in range(2))
-            return sample(ddim_step, clamp(classes.of(rows)), mean(first, second), path)
+        def noise(generators: Sequence[Generator]) -> Tensor:
+            return mean(classes.noise(generators), classes.noise(generators))
 
-        return bench.arm(draw)
+        return classes.drawn(lambda rows: clamp(classes.of(rows)), steps=HALFWAY, noise=noise)
 
     round_, straight = between(lambda a, b: slerp(a, b, 0.5)), between(lambda a, b: (a + b) / 2)
     effect = pair("class named", "%", classes.named(round_), classes.named(straight))

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -497,10 +498,12 @@ def host(tmp_path, monkeypatch):
     thread.join()
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port where nobody listens, kept from everybody else meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 def try_hosts(monkeypatch, *urls: str) -> None:
@@ -531,8 +534,8 @@ def test_a_good_host_is_asked_once_and_nothing_is_left_over(host, monkeypatch):
         ("refused", "refused"),
     ],
 )
-def test_a_bad_host_gives_way_to_the_mirror(host, monkeypatch, caplog, page, fault):
-    bad = f"http://127.0.0.1:{closed_port()}/" if page == "refused" else f"{host.url}/{page}/"
+def test_a_bad_host_gives_way_to_the_mirror(host, closed_port, monkeypatch, caplog, page, fault):
+    bad = f"http://127.0.0.1:{closed_port}/" if page == "refused" else f"{host.url}/{page}/"
     try_hosts(monkeypatch, bad, f"{host.url}/good/")
     if page in ("stall", "trickle"):
         monkeypatch.setattr(downloads, "TIMEOUT", 2.0)
@@ -564,8 +567,8 @@ def test_without_the_checks_a_bad_archive_would_be_taken(host, monkeypatch):
     trickle.close()
 
 
-def test_when_all_is_dead_one_sentence_says_where_to_put_a_copy(host, monkeypatch):
-    try_hosts(monkeypatch, f"{host.url}/missing/", f"http://127.0.0.1:{closed_port()}/")
+def test_when_all_is_dead_one_sentence_says_where_to_put_a_copy(host, closed_port, monkeypatch):
+    try_hosts(monkeypatch, f"{host.url}/missing/", f"http://127.0.0.1:{closed_port}/")
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
     with pytest.raises(ConnectionError) as caught:
         cifar10()
