@@ -21,6 +21,7 @@ from minidiff.editing import cut
 from minidiff.files import atomic
 from minidiff.scoring import attention, diffedit, guidance, masks, measures, outside
 from minidiff.scoring.bench import DEVELOPMENT, Bench
+from minidiff.scoring.classes import Classes
 from minidiff.scoring.table import figure, written
 
 
@@ -43,14 +44,21 @@ def _mean(values: Tensor, unit: str = "") -> str:
 
 
 def guidance_scale(bench: Bench) -> Sweep:
-    rows = []
-    for scale in (1.0, 2.0, 3.0, 5.0, 8.0):
-        images = bench.of_prompts(scale).images
-        hits = measures.right(bench.prompts, images)
-        figures = (_share(hits), _mean(measures.misfit(images)), _mean(measures.spread(images)))
+    classes, rows = Classes(bench), []
+    for scale in (1.0, 1.5, 2.0, 3.0, 5.0, 8.0):
+        arm, drawn = classes.guided(scale), bench.of_prompts(scale).images
+        named, glare = _share(classes.named(arm)), _mean(measures.saturated(arm.images), "%")
+        spread, right = _mean(measures.spread(arm.images)), measures.right(bench.prompts, drawn)
+        figures = (named, glare, spread, _share(right), _mean(measures.misfit(drawn)))
         rows.append((f"{scale:g}", figures))
-    why = "the smallest scale of most right captions; more only adds contrast"
-    columns = ("scale", "right", "misfit", "diversity")
+    why = (
+        "CIFAR-10's classes are named about as often as in photographs (90%), and colours are not "
+        "yet glaring; the shapes need none"
+    )
+    columns = (
+        *("scale", "class named", "values at the ends of the range", "diversity"),
+        *("shapes right", "misfit of shapes"),
+    )
     return Sweep("Classifier-free guidance", why, columns, rows, f"{guidance.SCALE:g}")
 
 
