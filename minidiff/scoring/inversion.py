@@ -23,6 +23,7 @@ from minidiff.scoring.table import Check, Row, above, figure, pair, written
 SHIFT = 20  # levels by which the broken inversion mistakes the time
 STEPS, QUICK = (50, 200), (25, 50)
 ENOUGH = {50: 26, 200: 32}  # dB, of DDIM's table 2
+PHOTOGRAPHS = 24
 HALFWAY = 50  # steps of interpolation
 
 
@@ -47,7 +48,7 @@ def round_trip(bench: Bench) -> Row:
 def cifar10(bench: Bench) -> Row:
     if bench.quick or not (data_root() / "cifar-10-batches-py").is_dir():
         raise FileNotFoundError("DDIM inversion of CIFAR-10: no CIFAR-10 in MINIDIFF_DATA")
-    pictures = real.to_float(real.cifar10(train=False).images[:12])
+    pictures = real.to_float(real.cifar10(train=False).images[:PHOTOGRAPHS])
     return _of_photographs(bench, "DDIM inversion, CIFAR-10", zoo.load("cifar10"), pictures)
 
 
@@ -56,7 +57,7 @@ def butterflies(bench: Bench) -> Row:
         raise FileNotFoundError("DDIM inversion of butterflies: none in MINIDIFF_DATA")
     model = zoo.load("butterflies")
     pictures = real.to_float(real.butterflies(model.size).images)[9::10]  # held out of training
-    return _of_photographs(bench, "DDIM inversion, butterflies", model, pictures[:12])
+    return _of_photographs(bench, "DDIM inversion, butterflies", model, pictures[:PHOTOGRAPHS])
 
 
 def _of_photographs(bench: Bench, name: str, model: zoo.Diffusion, pictures: Tensor) -> Row:
