@@ -21,7 +21,7 @@ from minidiff.guidance import clamp
 from minidiff.noise import per_image
 from minidiff.samplers import Step, ddim_step, sample
 
-GRADED, DEVELOPMENT = 60_000, 10_000  # seeds: settings are chosen on one, graded on the other
+GRADED, DEVELOPMENT = 70_000, 10_000  # seeds: settings are chosen on one, graded on the other
 GROUP = 4  # images of one prompt, whose differences are their diversity
 STEPS = 25
 
