@@ -73,9 +73,11 @@ def about(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"the description in {path} is damaged: {error}") from error
 
 
-def fill(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Load `tensors` into `module`, or say in one sentence how the two differ (ValueError)."""
-    wanted = module.state_dict()
+def fill(wanted: torch.nn.Module | dict, tensors: dict[str, Tensor], what: str) -> None:
+    """Load `tensors` into a module, or into other tensors of the same names; ValueError says in one
+    sentence how the two differ."""
+    if isinstance(wanted, torch.nn.Module):
+        wanted = wanted.state_dict()
     missing, foreign = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     other = [n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape]
     if missing or foreign or other:
@@ -84,4 +86,6 @@ def fill(module: torch.nn.Module, tensors: dict[str, Tensor], what: str) -> None
             f"{len(foreign)} are foreign {sorted(foreign)[:2]}, "
             f"{len(other)} have another shape {sorted(other)[:2]}"
         )
-    module.load_state_dict(tensors)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            wanted[name].copy_(tensor)

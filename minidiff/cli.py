@@ -25,6 +25,8 @@ class Group(click.Group):
         except KeyboardInterrupt as stop:
             click.echo(str(stop) or "stopped", err=True)
             ctx.exit(130)
+        except BrokenPipeError:  # `minidiff models | head`: click ends quietly
+            raise
         except (ValueError, OSError, FloatingPointError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -72,7 +74,13 @@ def models() -> None:
     "--scale", default=None, type=float, help="Guidance: 1 for none.  [default: 3 with prompts]"
 )
 @click.option("--steps", default=50, show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Image i of a seed is always the same.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(-(2**63), 2**63 - 1),
+    help="Image i of a seed is always the same.",
+)
 @click.option("--out", default="samples.png", show_default=True, callback=png_file)
 def sample(prompts, model, number, scale, steps, seed, out) -> None:
     """Draw images of PROMPTS: captions, or names of classes.
@@ -119,11 +127,11 @@ def evaluate_classifier(model, guides, control, number, guided, card) -> None:
     judge = noisy_classifier.load(model)
     other = noisy_classifier.load(control) if control else None
     figures = classifier_guidance.report(zoo.load(guides), judge, other, number, guided)
-    for figure in figures:
-        click.echo(cards.line(figure))
-    if card is not None:
+    if card is not None:  # first: what reads the output may close it
         command = " ".join(["minidiff", *sys.argv[1:]])
         classifier_guidance.write_card(card, judge, figures, command)
+    for figure in figures:
+        click.echo(cards.line(figure))
 
 
 @main.command()
@@ -142,11 +150,11 @@ def evaluate_semantic(encoder, eye, number, card) -> None:
     _positive(number=number)
     sees, (reads, _) = noisy.load(encoder), clip.load(eye)
     figures = semantic_guidance.report(zoo.load("shapes"), reads, sees, number)
-    for figure in figures:
-        click.echo(cards.line(figure))
     if card is not None:
         command = " ".join(["minidiff", *sys.argv[1:]])
         semantic_guidance.write_card(card, sees, figures, command)
+    for figure in figures:
+        click.echo(cards.line(figure))
 
 
 @main.command()
@@ -186,10 +194,11 @@ def evaluate(model, name, number, card) -> None:
     figures = reports[name](trained, **({} if number is None else {"n": number}))
     if training.rank() > 0:
         return
+    if card:
+        cards.write(card, name, trained, figures, " ".join(["minidiff", *sys.argv[1:]]))
     for figure in figures:
         click.echo(cards.line(figure))
     if card:
-        cards.write(card, name, trained, figures, " ".join(["minidiff", *sys.argv[1:]]))
         click.echo(f"card: {card}")
 
 

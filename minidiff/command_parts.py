@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,13 @@ def not_empty(context: click.Context, parameter: click.Parameter, value: str | N
 
 
 def png_file(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if Path(value).suffix.lower() != ".png":
+    """Refuse what cannot be written before anything is drawn."""
+    path = Path(value).absolute()
+    if path.suffix.lower() != ".png":
         raise ValueError(f"--out {value}: pictures are written as .png files")
+    there = next(folder for folder in path.parents if folder.exists())
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"--out {value}: no file can be written there")
     return value
 
 
@@ -59,7 +65,7 @@ NUMBER = click.option(
     "-n", "--number", default=4, show_default=True, type=click.IntRange(1), help="How many results."
 )
 STEPS = click.option("--steps", default=50, show_default=True, type=click.IntRange(1))
-SEED = click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+SEED = click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
 OUT = click.option("--out", default="edited.png", show_default=True, callback=png_file)
 PATH = together(STEPS, SEED, OUT)
 

@@ -79,8 +79,9 @@ def for_sampling(network: nn.Module, device: torch.device) -> nn.Module:
     fast = copy.deepcopy(network, cast)
     for whole, layer in zip(network.modules(), fast.modules(), strict=True):
         if isinstance(layer, UpsamplingConv):
-            summed = whole.sum_weights().detach().to(torch.bfloat16)
-            layer.summed = summed.contiguous(memory_format=torch.channels_last)
+            if layer.summed is None:  # else it is a copy of a copy
+                summed = whole.sum_weights().detach().to(torch.bfloat16)
+                layer.summed = summed.contiguous(memory_format=torch.channels_last)
     return fast
 
 

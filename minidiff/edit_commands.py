@@ -66,7 +66,7 @@ def sdedit(
     from minidiff import editing
 
     trained, picture = begin(model, image)
-    keep = read_mask(mask, box, image, trained, seed) if mask or box else None
+    keep = read_mask(mask, box, image, trained, seed) if (mask, box) != (None, None) else None
     denoise, towards = guided_denoiser(trained, prompt, scale)
 
     def draw() -> Tensor:
@@ -299,8 +299,11 @@ def p2p(
     from minidiff.metrics import psnr
     from minidiff.noise import per_image
     from minidiff.samplers import invert
+    from minidiff.text import TextEncoder
 
     trained, picture = begin(model, image) if image else (zoo.load(model), None)
+    if not isinstance(trained.encoder, TextEncoder):
+        raise ValueError(f"{model} takes no captions, whose words Prompt-to-Prompt would exchange")
     quick, path, maps = trained.for_sampling(), trained.schedule.path(steps), editing.WordMaps()
     scale = scale if scale is not None else 1.0 if image else 3.0
     swaps = len(source.split()) == len(target.split())

@@ -78,9 +78,9 @@ def classifier(
     _check_finite(scale)
 
     def guided(x: Tensor, level: NoiseLevel) -> Prediction:
+        here, inside = _differentiable(x)
         with torch.enable_grad():
-            here = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(log_prob(here, level).sum(), here)
+            gradient = _gradient(log_prob(here, level), here, create_graph=inside)
         return _push(x, level, denoise(x, level), scale, gradient)
 
     return guided
@@ -97,23 +97,25 @@ def on_x0(
 
     eps -= scale * sigma * g, with g the gradient of `log_prob(x0)` (B,) with respect to x_t. The
     shortcut `through_network=False` takes the network for a constant: it is cheaper, and too
-    large at high noise (dx0/dx_t is then 1/alpha). The guided prediction is a constant: to
-    fine-tune through a sampler, put the score into the loss instead.
+    large at high noise (dx0/dx_t is then 1/alpha). Guides may be put around guides. Where x itself
+    asks for no gradient the guided prediction is a constant: to fine-tune through a sampler, put
+    the score into the loss instead.
     """
     _check_finite(scale)
 
     def guided(x: Tensor, level: NoiseLevel) -> Prediction:
+        here, inside = _differentiable(x)
         with torch.enable_grad():
-            here = x.detach().requires_grad_()
             if through_network:
                 prediction = denoise(here, level)
-                x0 = prediction.x0
+                gradient = _gradient(log_prob(prediction.x0), here, create_graph=inside)
             else:
-                with torch.no_grad():
+                with torch.set_grad_enabled(inside):
                     prediction = denoise(x, level)
-                x0 = (here - level.sigma * prediction.eps) / level.alpha
-            (gradient,) = torch.autograd.grad(log_prob(x0).sum(), here)
-        prediction = Prediction(*(part.detach() for part in prediction))
+                x0, _ = _differentiable(prediction.x0)
+                gradient = _gradient(log_prob(x0), x0, create_graph=inside) / level.alpha
+        if not inside:
+            prediction = Prediction(*(part.detach() for part in prediction))
         return _push(x, level, prediction, scale, gradient)
 
     return guided
@@ -208,6 +210,27 @@ def _push(
     eps = prediction.eps - scale * level.sigma * gradient
     x0 = prediction.x0 + scale * level.sigma**2 / level.alpha * gradient
     return Prediction(x0, eps)
+
+
+def _differentiable(x: Tensor) -> tuple[Tensor, bool]:
+    """x as a guide differentiates it, and whether another guide around this one does so, too."""
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        raise ValueError(
+            "guidance by a gradient does not work in torch.inference_mode, nor on a tensor made "
+            "there: use torch.no_grad, and clone the tensor"
+        )
+    inside = torch.is_grad_enabled() and x.requires_grad
+    return (x if inside else x.detach().requires_grad_()), inside
+
+
+def _gradient(scores: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:
+    """The gradient of each image's own score (B,) with respect to x."""
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(x),):
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"log_prob gave {found} for {len(x)} images: expected ({len(x)},)")
+    if not scores.requires_grad:
+        raise ValueError("log_prob has no gradient: it, or the denoiser, treats x as a constant")
+    return torch.autograd.grad(scores.sum(), x, create_graph=create_graph)[0]
 
 
 def _check_finite(scale: float) -> None:

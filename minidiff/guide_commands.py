@@ -225,6 +225,8 @@ def _target(seer: CLIP, target: str) -> Tensor:
     from minidiff.data.images import load_image
 
     if not os.path.isfile(target):  # which a text of any length may be asked
+        if target.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")):
+            raise FileNotFoundError(f"no picture at {target}")
         return text_features(seer, [target])
     picture = load_image(target, seer.config.size)
     return clip.encoder(seer)(picture.to(seer.logit_scale.device))

@@ -12,6 +12,12 @@ def last_row(folder: Path) -> dict[str, str]:
         return list(csv.DictReader(f))[-1]
 
 
+def _images(row: dict[str, str]) -> float:
+    """How many images a row was written after: no end of them if a crash has damaged it."""
+    number = row.get("images") or ""
+    return int(number) if number.isdecimal() else float("inf")
+
+
 class Log:
     """A CSV of the run. Rows after `seen` images, left by a run that was killed, are dropped."""
 
@@ -22,9 +28,10 @@ class Log:
         rows = []
         if seen and path.is_file():
             with open(path, newline="") as f:
-                rows = [r for r in csv.DictReader(f) if int(r["images"]) <= seen]
+                table = csv.DictReader(line.replace("\0", "") for line in f)
+                rows = [r for r in table if _images(r) <= seen]
         self.file = open(path, "w", newline="")
-        self.writer = csv.DictWriter(self.file, self.columns)
+        self.writer = csv.DictWriter(self.file, self.columns, extrasaction="ignore")
         self.writer.writeheader()
         self.writer.writerows(rows)
         self.file.flush()

@@ -106,7 +106,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
             f"a Frechet distance in {a.shape[1]} dimensions needs more images than that in both "
             f"sets, got {len(a)} and {len(b)}; kernel_distance works with fewer"
         )
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)  # (D, D)
+    cov_a, cov_b = (torch.atleast_2d(torch.cov(x.T)) for x in (a, b))  # (D, D)
     # tr (C_a C_b)^(1/2) = tr (R C_b R)^(1/2) with R = C_a^(1/2): symmetric, so eigh will do.
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T  # (D, D)
@@ -241,6 +241,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
             f"psnr compares images of one shape (B, C, H, W), "
             f"got {tuple(a.shape)} and {tuple(b.shape)}"
         )
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise ValueError(f"psnr takes floats in [-1, 1], got {a.dtype} and {b.dtype}: use to_float")
     error = (_float64(a) - _float64(b)).square().mean((1, 2, 3))  # (B,)
     return 10 * torch.log10(4 / error)
 

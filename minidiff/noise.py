@@ -21,6 +21,11 @@ def per_image(generator: Randomness, n: int) -> Sequence[Generator] | None:
     if isinstance(generator, Generator):
         base = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         return [Generator(generator.device).manual_seed(base + i) for i in range(n)]
+    if not isinstance(generator, Sequence):
+        raise ValueError(
+            f"generator is {generator!r}: expected a torch.Generator, one an image, or None; of a "
+            "seed, torch.Generator().manual_seed(seed)"
+        )
     if len(generator) != n:
         raise ValueError(f"{len(generator)} generators for {n} images: expected one an image")
     return generator

@@ -170,6 +170,7 @@ def butterflies(size: int = 64) -> Recipe:
 
 def folder(path: str | Path, size: int = 32) -> Recipe:
     """Anybody's pictures; sub-folders, if there are several, are classes."""
+    _check_size(size)  # before a large folder is read
     data = images.image_folder(path, size)
     card = {"data": f"{len(data)} pictures of the folder {Path(path).name}"}
     if data.labels is None:
@@ -189,13 +190,19 @@ def _labelled(pictures: Tensor, labels: Tensor, classes: int) -> TrainingSet:
     return TrainingSet(pictures, labels, torch.tensor(classes))
 
 
-def _unlabelled(pictures: Tensor, size: int, card: dict) -> Recipe:
-    """An unconditional model: a level more for each doubling above 32 pixels, and narrower."""
+def _check_size(size: int) -> int:
+    """How many levels a size needs more than 32 pixels do; ValueError for one that cannot be."""
     if not 8 <= size <= 256:
         raise ValueError(f"size is {size}: expected 8 to 256 pixels")
     deeper = max(0, math.ceil(math.log2(size / 32)))
     if size % (unit := 8 * 2**deeper):  # a patch of 2, and half the size at each level but one
         raise ValueError(f"size is {size}: expected a multiple of {unit} pixels near that size")
+    return deeper
+
+
+def _unlabelled(pictures: Tensor, size: int, card: dict) -> Recipe:
+    """An unconditional model: a level more for each doubling above 32 pixels, and narrower."""
+    deeper = _check_size(size)
     network = replace(
         SMALL,
         channels=32 if deeper else 48,

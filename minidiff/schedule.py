@@ -28,7 +28,7 @@ class NoiseSchedule:
     """One float64 table `alpha_bar[0..T]`: index 0 is the clean image, 1..T are noisy."""
 
     alpha_bar: Tensor
-    _tables: dict = field(default_factory=dict, repr=False)
+    _tables: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         table = torch.as_tensor(self.alpha_bar, dtype=torch.float64).cpu()
@@ -105,7 +105,7 @@ class NoiseSchedule:
         """
         if isinstance(steps, Iterable):
             return [self.level(t) for t in steps]
-        if not 1 <= steps <= self.T:
+        if not 1 <= steps <= self.T or steps != int(steps):
             raise ValueError(
                 f"{steps} steps on a schedule of {self.T} levels: expected 1..{self.T}"
             )
@@ -125,6 +125,8 @@ class NoiseSchedule:
         return [self.level(t) for t in [*ts, 0]]
 
     def _even_in_log_snr(self, steps: int) -> list[float]:
+        if self.T == 1:
+            return [1]
         log_snr = torch.logit(self.alpha_bar[1:])  # falls with t = 1..T
         wanted = torch.linspace(log_snr[-1].item(), log_snr[0].item(), steps, dtype=torch.float64)
         rising = log_snr.flip(0)

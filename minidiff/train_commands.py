@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ RUN = together(
     click.option("--images", type=float, help="Images to see in all, e.g. 2e6."),
     click.option("--batch", type=int, help="Images a step, over all processes."),
     click.option("--learning-rate", type=float),
-    click.option("--seed", type=int),
+    click.option("--seed", type=click.IntRange(-(2**63), 2**63 - 1)),
     click.option("--save-every", type=int, help="Images between checkpoints."),
     click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one."),
 )
@@ -32,6 +33,8 @@ def _given(options: dict) -> dict:
     """What was typed, as TrainConfig wants it."""
     given = {name: value for name, value in options.items() if value is not None}
     if "images" in given:
+        if math.isnan(given["images"]):
+            raise ValueError("images is nan: expected at least 1")
         given["images"] = int(min(given["images"], 1e15))
     return given
 

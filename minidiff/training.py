@@ -52,10 +52,14 @@ class TrainConfig:
         for name in ("images", "batch", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
-        if self.learning_rate < 0 or not 0 <= self.ema < 1 or not 0 <= self.cooldown <= 1:
+        if not self.learning_rate >= 0 or not 0 <= self.ema < 1 or not 0 <= self.cooldown <= 1:
             raise ValueError(
                 f"learning_rate {self.learning_rate}, ema {self.ema}, cooldown {self.cooldown}: "
                 "expected a rate from 0, a decay in [0, 1) and a share in [0, 1]"
+            )
+        if not self.clip > 0 or not self.warmup >= 0:
+            raise ValueError(
+                f"clip {self.clip}, warmup {self.warmup}: expected a norm above 0, images from 0"
             )
         if self.min_snr is not None and not self.min_snr > 0:
             raise ValueError(f"min_snr is {self.min_snr}: expected a gamma above 0, or None")
@@ -249,6 +253,8 @@ class Run:
         torch._foreach_lerp_(
             list(self.average.parameters()), list(self.objective.parameters()), 1 - decay
         )
+        for kept, now in zip(self.average.buffers(), self.objective.buffers(), strict=True):
+            kept.copy_(now)  # a BatchNorm's statistics are averages already
         if dist.is_initialized():
             dist.all_reduce(total)
             total /= world()
@@ -258,8 +264,8 @@ class Run:
         """Everything that resuming needs, in one file of plain tensors."""
         if rank() > 0:
             return
-        tensors = {f"weights.{n}": p for n, p in self.objective.named_parameters()}
-        tensors |= {f"average.{n}": p for n, p in self.average.named_parameters()}
+        tensors = {f"weights.{n}": p for n, p in _state(self.objective).items()}
+        tensors |= {f"average.{n}": p for n, p in _state(self.average).items()}
         for name, p in self.objective.named_parameters():
             for key, value in self.optimizer.state[p].items():
                 tensors[f"optimizer.{key}.{name}"] = value
@@ -281,7 +287,7 @@ class Run:
         named = dict(self.objective.named_parameters())
         for module, prefix in ((self.objective, "weights."), (self.average, "average.")):
             part = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-            checkpoint.fill(module, part, str(self.state_file))
+            checkpoint.fill(_state(module), part, str(self.state_file))
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, kind, name = key.split(".", 2)
@@ -295,6 +301,11 @@ class Run:
     @property
     def state_file(self) -> Path:
         return self.out / "state.safetensors"
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, each once, by name."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
 def fit(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -43,8 +44,8 @@ class ClassLabels:
             return len(self.names)
         if prompt in self.names:
             return self.names.index(prompt)
-        if isinstance(prompt, int) and 0 <= prompt < len(self.names):
-            return prompt
+        if isinstance(prompt, Integral) and 0 <= prompt < len(self.names):  # numpy's, too
+            return int(prompt)
         raise ValueError(f"unknown class {prompt!r}: expected one of {', '.join(self.names)}")
 
 
@@ -80,6 +81,8 @@ class Diffusion:
 
         A prompt is a caption, or the name or number of a class. ValueError if it is not understood.
         """
+        if len(prompts) == 0:
+            raise ValueError("got an empty list of prompts: expected at least one")
         if self.encoder is None:
             if any(p is not None and p != "" for p in prompts):
                 raise ValueError("this model is unconditional: it takes no prompt")
@@ -109,7 +112,7 @@ class Diffusion:
         `scale` is that of classifier-free guidance (1 for none) away from `negative`, the null
         condition unless given.
         """
-        prompts = [prompt] if prompt is None or isinstance(prompt, str | int) else list(prompt)
+        prompts = [prompt] if prompt is None or isinstance(prompt, str | Integral) else list(prompt)
         wanted = self.condition(prompts)
         if scale != 1 and self.encoder is None:
             raise ValueError("guidance needs a conditional model: expected scale 1")
@@ -211,13 +214,15 @@ def save(path: str | Path, model: Diffusion) -> None:
 
 
 def load(name_or_path: str | Path, device: str | torch.device | None = None) -> Diffusion:
-    """A shipped model by its name (see `names`), or one that training has saved; or, with
-    `from_diffusers`, a folder or a hub id like google/ddpm-celebahq-256.
+    """A shipped model by its name (see `names`), or one that training has saved, by its file or
+    its folder; or, with `from_diffusers`, a folder or a hub id like google/ddpm-celebahq-256.
 
     FileNotFoundError for an unknown name; ValueError for a damaged or foreign file.
     """
     text = str(name_or_path)
     is_hub_id = text.count("/") == 1 and not text.endswith(".safetensors")
+    if (trained := Path(text) / "model.safetensors").is_file():  # the folder of a run
+        return load(trained, device)
     if Path(text).is_dir() or (is_hub_id and not Path(text).exists()):
         return from_diffusers(text, device)
     path = checkpoint.find(name_or_path, names, "model")

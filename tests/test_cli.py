@@ -1,6 +1,8 @@
 """The command line, as a user types it."""
 
 import csv
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -139,6 +141,7 @@ def test_bad_training_options_are_told(run, pictures, tmp_path):
         (["--accumulate", "0"], "accumulate is 0: expected at least 1"),
         (["--batch", "0"], "batch is 0"),
         (["--images", "0"], "images is 0"),
+        (["--images", "nan"], "images is nan"),
         (["--save-every", "0"], "save_every is 0"),
         (["--learning-rate", "-1"], "learning_rate -1.0"),
         (["--ema", "2"], "ema 2.0"),
@@ -183,6 +186,14 @@ def test_sampling_the_same_seed_twice_writes_the_same_file(run, tmp_path):
         assert told.exit_code == 0, told.output
         sheets.append(path.read_bytes())
     assert sheets[0] == sheets[1] != sheets[2]
+
+
+def test_output_that_is_closed_early_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minidiff", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.communicate(timeout=120)[1] == b""
 
 
 def test_models_lists_what_ships(run):

@@ -395,8 +395,11 @@ MISTAKES = [
     ("p2p", [CIRCLE, SQUARE, "--cross", 2], {}, "expected 0 <= share <= 1"),
     ("p2p", [CIRCLE, SQUARE, "--blend", "dog", "square"], {}, "there is no 'dog'"),
     ("p2p", [CIRCLE, SQUARE, "--reweight", "red", "inf"], {}, "must be a finite number"),
-    ("p2p", ["cat", "dog"], {"model": "classes"}, "no cross-attention was seen"),
+    ("p2p", ["cat", "dog"], {"model": "classes"}, "takes no captions"),
+    ("sdedit", ["--mask", ""], {}, "expected a file, or one of half"),  # "$UNSET"
+    ("sdedit", ["--seed", 10**20], {}, "Invalid value for '--seed'"),
     ("invert", ["--out", "x.jpg"], {}, "written as .png"),
+    ("invert", ["--out", f"{__file__}/x.png"], {}, "no file can be written there"),
 ]
 
 

@@ -386,6 +386,77 @@ def test_guidance_of_x0_reaches_what_it_asks_for():
     assert rate(-3) < rate(0) - 0.1
 
 
+def right_squared(x0):
+    return -((x0[:, 0] - 1) ** 2).sum((1, 2))
+
+
+INNER = {
+    "through the network": lambda d: on_x0(d, right_squared, 0.3),
+    "shortcut": lambda d: on_x0(d, right_squared, 0.3, through_network=False),
+    "classifier": lambda d: classifier(d, log_class, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_a_guide_around_a_guide_differentiates_all_of_it(name):
+    x = noisy_data(20, LEVEL)
+
+    def score(x0):
+        return x0.sum((1, 2, 3)) ** 2
+
+    inner, scale = INNER[name](UNCOND), 0.7
+    # inside a mixture, whose other part has a gradient of its own
+    both = mix((2.0, inner), (-1.0, mixture(CLASS)))
+    for denoise in (inner, both):
+        with torch.no_grad():
+            guided = on_x0(denoise, score, scale)(x, LEVEL)
+            h, slopes = 1e-4, []
+            for axis in (0, 1):
+                e = torch.eye(2).double()[axis].reshape(1, 2, 1, 1) * h
+                there, back = (score(denoise(x + s * e, LEVEL).x0) for s in (1, -1))
+                slopes.append((there - back) / (2 * h))
+            slope = torch.stack(slopes, dim=1)[..., None, None]  # (B,2,1,1)
+            plain = denoise(x, LEVEL)
+        expected = plain.eps - scale * LEVEL.sigma * slope
+        torch.testing.assert_close(guided.eps, expected, rtol=1e-4, atol=1e-6)
+
+        # Mutant: the inner guide's own answer a constant.
+        def constant_inside(x, level):
+            kept = UNCOND(x, level)
+            pull = [p.detach() - k.detach() for p, k in zip(inner(x, level), kept, strict=True)]
+            return Prediction(*(k + p for k, p in zip(kept, pull, strict=True)))
+
+        if denoise is inner:
+            wrong = on_x0(constant_inside, score, scale)(x, LEVEL)
+            assert (wrong.eps - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "score, told",
+    [
+        (lambda x0: x0.mean(), r"log_prob gave \(\) for 3 images: expected \(3,\)"),
+        (lambda x0: x0.flatten(1), r"log_prob gave \(3, 2\) for 3 images"),
+        (lambda x0: 1.0, "log_prob gave float for 3 images"),
+        (lambda x0: x0.detach().sum((1, 2, 3)), "log_prob has no gradient"),
+    ],
+)
+def test_a_score_that_is_not_one_number_an_image_is_refused(score, told):
+    x = noisy_data(3, LEVEL)
+    for guided in (on_x0(UNCOND, score, 1.0), classifier(UNCOND, lambda x, _: score(x), 1.0)):
+        with pytest.raises(ValueError, match=told):
+            guided(x, LEVEL)
+
+
+def test_gradients_are_refused_in_inference_mode():
+    guided = on_x0(UNCOND, right_squared, 1.0)
+    with torch.inference_mode():
+        x = noisy_data(3, LEVEL)
+        with pytest.raises(ValueError, match="inference_mode"):
+            guided(x, LEVEL)
+    with pytest.raises(ValueError, match="inference_mode"):
+        guided(x, LEVEL)
+
+
 # --- clamping and thresholding --------------------------------------------------------------------
 
 

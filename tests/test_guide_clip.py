@@ -101,6 +101,7 @@ def test_it_draws_to_texts_and_pictures_and_a_judge_looks_on(small, tmp_path):
         (["red " * 40], "tokens: expected"),
         (["red " * 80], "tokens: expected"),  # longer than the name of a file may be
         (["a star", "--model", "shaps"], "there is no model 'shaps'"),
+        (["drwaing.png"], "no picture at drwaing.png"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(small, words, told):

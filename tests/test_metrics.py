@@ -74,6 +74,12 @@ def test_frechet_of_two_normals(generator):
         assert abs(mutant(a, b) - expected) > 1e-2
 
 
+def test_frechet_of_one_dimension():
+    a, b = torch.tensor([[-1.0], [1.0], [0.0]]), torch.tensor([[0.0], [4.0], [2.0]])
+    expected = 2**2 + (2 - 1) ** 2  # means 0 and 2, deviations 1 and 2
+    assert frechet_distance(a, b) == pytest.approx(expected)
+
+
 def test_frechet_of_commuting_normals(generator):
     basis = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64))[0]
     va, vb = torch.rand(2, 20, generator=generator, dtype=torch.float64) * 4 + 0.01
@@ -308,6 +314,8 @@ def test_psnr_of_known_errors():
     assert psnr(a, b).tolist() == pytest.approx([math.inf, 0.0, 40.0], abs=1e-5)
     with pytest.raises(ValueError, match="one shape"):
         psnr(a, b[:1])
+    with pytest.raises(ValueError, match="got torch.uint8 .*: use to_float"):
+        psnr(a.byte(), a)  # whose differences would be taken in [0, 255]
 
 
 def test_neighbours_by_brute_force(generator):

@@ -49,3 +49,8 @@ def test_noise_is_standard_normal_with_the_dtype_of_like():
 def test_a_wrong_number_of_generators_is_refused(draw):
     with pytest.raises(ValueError, match="2 generators for 3 images: expected one an image"):
         draw([seeded(1), seeded(2)], 3)
+
+
+def test_a_seed_is_no_generator():
+    with pytest.raises(ValueError, match=r"generator is 3: expected a torch.Generator.*seed"):
+        per_image(3, 2)

@@ -1,6 +1,7 @@
 """Schedules, paths, and the forward process."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -238,3 +239,18 @@ def test_renoise_takes_training_levels_and_refuses_to_go_down():
 
 def test_a_level_is_a_plain_tuple():
     assert SCHEDULE.level(1) == NoiseLevel(1, math.sqrt(0.9999), pytest.approx(0.01))
+
+
+def test_another_table_means_other_levels_for_training_too():
+    linear, cosine = NoiseSchedule.linear(), NoiseSchedule.cosine()
+    t = torch.tensor([500])
+    linear.level(t)  # fills its tables
+    changed = replace(linear, alpha_bar=cosine.alpha_bar)
+    assert torch.equal(changed.level(t).alpha, cosine.level(t).alpha)
+
+
+def test_a_schedule_of_one_level_and_steps_that_are_not_whole():
+    one = NoiseSchedule.from_betas([0.5])
+    assert [level.t for level in one.path(1, spacing="log_snr")] == [1, 0]
+    with pytest.raises(ValueError, match="2.5 steps on a schedule"):
+        NoiseSchedule.linear().path(2.5)

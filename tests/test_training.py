@@ -15,7 +15,7 @@ from torch import Generator, nn
 
 from minidiff import checkpoint
 from minidiff.estimate import estimate
-from minidiff.log import last_row
+from minidiff.log import Log, last_row
 from minidiff.schedule import NoiseSchedule
 from minidiff.text import TextConfig, TextEncoder
 from minidiff.training import (
@@ -342,6 +342,17 @@ def test_on_save_sees_the_run_and_its_log(tmp_path):
     assert seen == [(n, str(n)) for n in (64, 128, 192, 256, 320)]
 
 
+def test_a_log_that_a_crash_has_damaged_does_not_stop_a_run(tmp_path):
+    path = tmp_path / "log.csv"
+    good = "64,0.5,1.0,1e-3,10.0"
+    path.write_text(f"{','.join(Log.columns)}\n{good}\n96,0.4,,,\n,\n\0\0\n128x,0.3,1,1,1,1\n")
+    Log(path, 96).close()
+    assert [row["images"] for row in rows(tmp_path)] == ["64", "96"]
+    path.write_text("something,else\n1,2\n")
+    Log(path, 96).close()
+    assert rows(tmp_path) == []
+
+
 def test_generators_of_dropout_do_not_leak(tmp_path):
     """Dropout masks come from (seed, step) too: whatever was drawn before does not matter."""
     one, two = tiny_run(tmp_path), tiny_run(tmp_path)
@@ -349,3 +360,37 @@ def test_generators_of_dropout_do_not_leak(tmp_path):
     first = one.advance()[0]
     torch.manual_seed(123)
     assert two.advance()[0] == first
+
+
+class Normalised(nn.Module):
+    """A network with statistics and a table beside its weights, and a weight that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.last = nn.Conv2d(3, 3, 3, padding=1)
+        self.last.weight = self.first.weight
+        self.register_buffer("table", torch.arange(3.0))
+
+    def forward(self, x, t, condition=None):
+        return self.last(self.norm(self.first(x)))
+
+
+def test_a_network_with_buffers_and_shared_weights_resumes_bit_for_bit(tmp_path):
+    def run(name: str, images: int) -> Run:
+        torch.manual_seed(0)
+        objective = Objective(Normalised(), NoiseSchedule.linear(100))
+        config = replace(CONFIG, images=images, batch=8, cooldown=0.0)
+        return Run(objective, TrainingSet(tiny_data().images), config, tmp_path / name)
+
+    whole = run("whole", 96)
+    trained = fit(whole, progress=False)
+    fit(run("parts", 48), progress=False)
+    second = run("parts", 96)
+    second.resume()
+    resumed = fit(second, progress=False)
+    assert same_state(whole.out, second.out)
+    seen = whole.objective.network.norm.running_var
+    assert (seen - 1).abs().min() > 0.1
+    for average in (trained, resumed):  # these statistics are averages already
+        assert torch.equal(average.network.norm.running_var, seen)

@@ -1,5 +1,6 @@
 """Models: saving, loading, conditions, and that guidance and seeds mean what they say."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,6 +60,24 @@ def test_image_i_of_a_seed_is_the_same_alone_and_in_a_batch():
     assert (many[:3] - few).abs().max() < 0.1  # bfloat16 sums in another order
     other = model.sample(prompts[:3], 3, steps=4, scale=2, seed=4, step=ddpm_step)
     assert (many[:3] - other).abs().amax((1, 2, 3)).min() > 1
+
+
+def test_the_folder_of_a_run_is_its_model(tmp_path):
+    zoo.save(tmp_path / "model.safetensors", make("classes"))
+    assert zoo.load(tmp_path).encoder == zoo.load(tmp_path / "model.safetensors").encoder
+
+
+def test_numbers_of_classes_may_be_numpys_and_no_prompts_are_refused():
+    model = make("classes")
+    assert torch.equal(model.condition([np.int64(1)]), model.condition([1]))
+    with pytest.raises(ValueError, match="empty list of prompts"):
+        model.sample([], 2)
+
+
+def test_a_copy_of_a_copy_samples_the_same():
+    model = make("classes")
+    once, twice = model.for_sampling(), model.for_sampling().for_sampling()
+    assert torch.equal(once.sample(1, 2, steps=3), twice.sample(1, 2, steps=3))
 
 
 def test_sample_is_the_composition_it_claims_to_be():

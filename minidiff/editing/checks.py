@@ -12,6 +12,8 @@ from minidiff.schedule import NoiseLevel
 
 def check_image(image: Tensor, name: str = "image") -> None:
     """ValueError unless `image` is (B,3,H,W), of floats that are all finite."""
+    if not isinstance(image, Tensor):
+        raise ValueError(f"the {name} is a {type(image).__name__}: expected a tensor (B, 3, H, W)")
     shape = tuple(image.shape)
     if image.ndim != 4 or 0 in shape:
         raise ValueError(f"the {name} has shape {shape}: expected (B, 3, H, W)")
@@ -25,6 +27,9 @@ def check_image(image: Tensor, name: str = "image") -> None:
 
 def check_mask(mask: Tensor, image: Tensor) -> None:
     """ValueError unless `mask` is (B or 1,1,H,W) for the image (B,3,H,W), of zeros and ones."""
+    if not isinstance(mask, Tensor):
+        kind = type(mask).__name__
+        raise ValueError(f"the mask is a {kind}: expected a tensor (B or 1, 1, H, W)")
     batch, _, height, width = image.shape
     if mask.ndim != 4 or tuple(mask.shape[1:]) != (1, height, width):
         raise ValueError(

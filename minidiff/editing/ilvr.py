@@ -18,7 +18,10 @@ def low_pass(x: Tensor, factor: int) -> Tensor:
     """Each square of factor x factor pixels gets its mean: x (B,3,H,W), the paper's phi_N.
 
     A projection, so doing it twice changes nothing; the cubic resizing of the authors is none.
+    ValueError where the image does not divide into such squares.
     """
+    if x.shape[2] % factor or x.shape[3] % factor:
+        raise ValueError(f"{tuple(x.shape[2:])} pixels do not divide into squares of {factor}")
     coarse = F.avg_pool2d(x, factor)  # (B,3,H/factor,W/factor)
     return F.interpolate(coarse, scale_factor=factor, mode="nearest")
 

@@ -131,6 +131,8 @@ def test_bad_input_is_refused():
     image, path = fields.draw(1), SCHEDULE.path(10)
     with pytest.raises(ValueError, match="factor 3 does not divide the reference's 8 x 8"):
         ilvr(fields.denoise, image, path, factor=3)
+    with pytest.raises(ValueError, match=r"\(8, 8\) pixels do not divide into squares of 3"):
+        low_pass(image, 3)
     for factor in (0, 2.0):
         with pytest.raises(ValueError, match="expected a whole number from 1 up"):
             ilvr(fields.denoise, image, path, factor=factor)

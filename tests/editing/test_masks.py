@@ -79,6 +79,7 @@ def test_pasting_gives_kept_pixels_the_law_of_their_level():
         (torch.full((1, 1, 8, 8), 0.5), "expected 1 = keep, 0 = edit"),
         (torch.full((1, 1, 8, 8), 255), "expected 1 = keep, 0 = edit"),
         (torch.full((1, 1, 8, 8), torch.nan), "expected 1 = keep, 0 = edit"),
+        (torch.ones(1, 1, 8, 8).numpy(), "the mask is a ndarray: expected a tensor"),
     ],
 )
 def test_a_bad_mask_is_refused(mask, words):
@@ -97,6 +98,7 @@ def test_a_bad_mask_is_refused(mask, words):
         (torch.zeros(0, 3, 8, 8), "the guide has shape"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "holds torch.uint8: expected floats in"),
         (torch.full((1, 3, 8, 8), torch.nan), "the guide holds NaN or infinity"),
+        (torch.zeros(1, 3, 8, 8).numpy(), "the guide is a ndarray: expected a tensor"),
     ],
 )
 def test_a_bad_image_is_refused(image, words):
