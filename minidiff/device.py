@@ -78,7 +78,7 @@ def for_sampling(network: nn.Module, device: torch.device) -> nn.Module:
         cast[id(weight)] = nn.Parameter(small, requires_grad=weight.requires_grad)
     fast = copy.deepcopy(network, cast)
     for whole, layer in zip(network.modules(), fast.modules(), strict=True):
-        if isinstance(layer, UpsamplingConv):
+        if isinstance(layer, UpsamplingConv) and device.type == "cpu":
             if layer.summed is None:  # else it is a copy of a copy
                 summed = whole.sum_weights().detach().to(torch.bfloat16)
                 layer.summed = summed.contiguous(memory_format=torch.channels_last)
@@ -100,8 +100,10 @@ def compile_on_gpu(network: nn.Module, device: torch.device) -> None:
 
     On CPUs it takes half a minute and gains nothing over eager bfloat16.
     """
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        network.compile()
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return
+    if torch.cuda.get_device_capability(device) >= (7, 0):  # Triton knows no older ones
+        network.compile(dynamic=False)  # a batch of another size is compiled anew, not for any size
 
 
 def keep_memory() -> None:

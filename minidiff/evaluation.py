@@ -62,7 +62,7 @@ def sample_many(
         denoise = clamp(fast.denoiser([prompts[i] for i in index], scale))
         with autocast(model.device):
             x = sample(step, denoise, model.noise(len(index), own), path, generator=own)
-        done.update(zip(index, x.cpu(), strict=True))
+        done |= {i: one.clone() for i, one in zip(index, x.cpu(), strict=True)}
     if dist.is_initialized():
         parts = [None] * world()
         dist.all_gather_object(parts, done)

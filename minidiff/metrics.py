@@ -30,7 +30,8 @@ def features(network: Callable[[Tensor], Tensor], images: Tensor, batch: int = 2
     """
     if not len(images):
         raise ValueError("features need at least one image, got none")
-    module = network if isinstance(network, nn.Module) else nn.Identity()
+    module = getattr(network, "__self__", network)  # of a method, the module it belongs to
+    module = module if isinstance(module, nn.Module) else nn.Identity()
     device = next((p.device for p in module.parameters()), images.device)
     training = module.training
     module.eval()

@@ -174,8 +174,10 @@ class _Preview:
     """After each save of a run: a preview sheet, and TensorBoard if it is wanted."""
 
     def __init__(self, recipe, out: Path, tensorboard: bool):
+        from minidiff import training
+
         self.recipe, self.board = recipe, None
-        if tensorboard:
+        if tensorboard and training.rank() == 0:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:

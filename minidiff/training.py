@@ -168,11 +168,14 @@ def draw_batch(data: TrainingSet, config: TrainConfig, T: int, step: int) -> tup
 
 def draw_index(data: TrainingSet, config: TrainConfig, step: int) -> Tensor:
     """Which images (B,) a step sees: every epoch all of them, in an order of its own."""
-    n, B = len(data.images), config.batch
-    at = torch.arange(step * B, (step + 1) * B)  # positions in an endless row of epochs
-    epochs = (at // n).unique().tolist()
-    index = torch.cat([_order(n, config.seed, e)[at[at // n == e] % n] for e in epochs])
-    return index.to(data.images.device)
+    n, B, parts = len(data.images), config.batch, []
+    at, end = step * B, (step + 1) * B  # positions in an endless row of epochs
+    while at < end:
+        epoch, first = divmod(at, n)
+        order = _order(n, config.seed, epoch, data.images.device)
+        parts.append(order[first : first + end - at])
+        at += len(parts[-1])
+    return torch.cat(parts)
 
 
 def mixed(seed: int, n: int) -> int:
@@ -181,9 +184,10 @@ def mixed(seed: int, n: int) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def _order(n: int, seed: int, epoch: int) -> Tensor:
+def _order(n: int, seed: int, epoch: int, device: torch.device) -> Tensor:
     """The order in which epoch number `epoch` visits n images."""
-    return torch.randperm(n, generator=Generator().manual_seed(mixed(seed, epoch)))
+    order = torch.randperm(n, generator=Generator().manual_seed(mixed(seed, epoch)))
+    return order.to(device)  # once an epoch: a copy from the host waits for the device
 
 
 def world() -> int:
@@ -291,7 +295,9 @@ class Run:
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, kind, name = key.split(".", 2)
-                self.optimizer.state[named[name]][kind] = value
+                p = named[name]  # its moments lie in memory as it does: fused AdamW insists on it
+                state = torch.empty_like(p) if value.shape == p.shape else torch.empty_like(value)
+                self.optimizer.state[p][kind] = state.copy_(value)
         self.step, self.seconds = about["step"], about.get("seconds", 0.0)
 
     def _what(self) -> dict:

@@ -374,9 +374,9 @@ plot.rows([(names[d], x[:8]) for d, x in final.items()]).reduce(2)
 #
 # - at first averages lag: each step makes the weights better, and a long memory still holds those that
 #   knew nothing;
-# - later the weights learn less and still jump: the line as trained has a hump between 14,000 and
-#   19,000 pictures, and the long memories smooth it out. In so short a run that time is short, and
-#   the counts show no clear gain;
+# - later the weights learn less and still jump: the line as trained has a hump near 9,000 pictures,
+#   and the averages smooth it out. In so short a run that time is short, and the counts show no clear
+#   gain;
 # - at the end the lines come together: as the rate falls to 0, the weights stop jumping, and a
 #   cool-down does much of what averaging does (your third prediction);
 # - so there is no best decay as such. Papers train a million steps and use 0.9999; in a run of
@@ -410,8 +410,8 @@ print(f"half way, as trained less averaged: {lesson.interval(one - two)}")
 # The distance ranks as your eye does: the fog is far off, half-learnt pictures are about as far as
 # nothing on a background, the trained ones much nearer, the drawn ones nearer still. At the end the
 # four sets of weights are not told apart: their intervals overlap widely. Half way the average is
-# *behind*: the paired interval excludes 0. All this is of one training, and another seed may rank
-# them otherwise; and of shapes, for among photographs a blur is near to everything, and one
+# no better either: the paired interval holds 0. All this is of one training, and another seed may
+# rank them otherwise; and of shapes, for among photographs a blur is near to everything, and one
 # compares the features of a network (FID, KID).
 #
 # ## Does it copy?

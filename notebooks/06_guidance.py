@@ -45,7 +45,8 @@ from minidiff.lessons import lesson_06 as lesson
 from minidiff.lessons import mixture
 from minidiff.metrics import wilson
 
-cifar, words, judge = load("cifar10"), load("shapes"), load_classifier()
+cifar, words = load("cifar10"), load("shapes")
+judge = load_classifier().to(cifar.device)
 
 
 def draw(model, denoise, z, threshold=guidance.clamp):

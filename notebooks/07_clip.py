@@ -169,7 +169,7 @@ for text in ("a small green circle", "ein grüner Kreis", "字"):
 # \cos = u \cdot w $$
 
 # %%
-c, exact = model.config, clip.load("shapes")[0].float()
+c, exact = model.config, clip.load("shapes", "cpu")[0].float()
 weight = exact.visual.conv1.weight  # (width, 3, patch, patch)
 patches = F.unfold(x, c.patch, stride=c.patch)  # (8, 3*patch*patch, patches)
 by_hand_too = weight.flatten(1) @ patches.to(weight)

@@ -402,10 +402,10 @@ plot.rows([(f"scale {s}", results[s][:8]) for s in scales]).reduce(2)
 
 # %% [markdown]
 # Down a column the same noise is pulled harder and harder, and more and more things take on the shape
-# that was asked for, often in another place and mostly on grey. The colour is followed less: a red
-# circle comes in cyan, a blue square in orange, the very opposites. Pulled too hard, many pictures
-# break up into coloured patches: now the pushes are larger than what the diffusion model can repair
-# between two steps.
+# that was asked for, often in another place and mostly on grey. The colour is followed less: a blue
+# square comes in purple, a yellow circle stays half blue. Pulled too hard, some pictures break up into
+# coloured patches: now the pushes are larger than what the diffusion model can repair between two
+# steps.
 #
 # ## Measure: three judges
 #
@@ -469,11 +469,11 @@ plot.rows(
 
 # %% [markdown]
 # Mostly, it is not obeyed. What the oracle accepts, both CLIPs find as good as real pictures. Of what it
-# refuses, a few please the judge as well: a broken ring, stripes that run into one another. That is
-# what the two CLIPs overlook together. But most, last row, *both* find wanting, the guide itself
+# refuses, a few please the judge as well: a star with odd dots, stripes that run into one another. That
+# is what the two CLIPs overlook together. But most, last row, *both* find wanting, the guide itself
 # included. It sees the wrong colour and the second thing, and has not managed to change them: a
-# gradient asks for small changes of the picture that is there, and small changes do not lead from an
-# orange circle to a cyan one. The climb got stuck.
+# gradient asks for small changes of the picture that is there, and small changes do not lead from a
+# purple square to a blue one. The climb got stuck.
 #
 # So a score that cannot pull far may still *choose*: draw several pictures, and keep those that the
 # judge finds as good as real ones. DALL-E's pictures were chosen by CLIP in this way. But choose and
@@ -513,14 +513,14 @@ for name, asked in (("cut-outs", table[300]), ("one view", blind_table[0])):
 plot.rows([(name, x[:8]) for name, x in blind.items()]).reduce(2)
 
 # %% [markdown]
-# With one view the guide is as content as before, and eight pictures look no worse. But the judge is less
+# With one view the guide is as content as before, and most of the eight pictures look no worse. But the judge is less
 # content, and the oracle accepts fewer. The gap between guide and judge is the adversarial share. With
 # cut-outs there is none to be seen; with one view it is small, and the interval tells how sure one can
 # be of it with so few pictures. (The climb's was huge: the diffusion model does most of the work, and
 # cut-outs do the rest.)
 #
 # The shortcut without the factor alpha is the course's bug, a weight of nearly 1 at every level: specks
-# all over, and nothing that the oracle accepts. With alpha it still paints specks at this scale, because
+# all over, and hardly anything that the oracle accepts. With alpha it still paints specks at this scale, because
 # its gradient is several times too large; it needs a smaller scale of its own.
 #
 # Symptoms to remember: glaring specks mean that the pushes are too large; a good score with no thing

@@ -241,8 +241,9 @@ lesson.small(plot.rows(sweep))
 # %% [markdown]
 # Notice that faithful and real are two ends of one knob. At 0.2 you get your polygons back,
 # slightly grained; at 0.4 edges round off; at 0.6 to 0.8 they are butterflies in your colours; at
-# 1.0 nothing of the drawing is left, and the model draws what it likes. The blue goes first, to
-# grey: the model has seen few blue wings, so as soon as it may choose, it chooses otherwise.
+# 1.0 nothing of the drawing is left, and the model draws what it likes. The plain blue goes first,
+# to grey, or to rings of black and white: the model has seen few such wings, so as soon as it may
+# choose, it chooses otherwise.
 #
 # ## Measure it
 #
@@ -323,8 +324,8 @@ lesson.small(plot.grid(sheet, names))
 
 # %% [markdown]
 # Three short walks round the wings off more than one does, and the drawing is still there. In the
-# last picture the spots have become wing again, but for a dark rest, and the assert says that every
-# kept pixel is the photograph's, bit for bit.
+# last picture the painted spots have become a wing's own, brown and frayed, and the assert says that
+# every kept pixel is the photograph's, bit for bit.
 #
 # ### Your turn: keeping pixels
 #
@@ -469,8 +470,8 @@ lesson.small(plot.rows(rows))
 # %% [markdown]
 # The replacement leaves small steps between the blocks of $16 \times 16$ pixels; 1 would be none.
 # By that number, a mean over all edges of blocks, the two rows hardly differ. By eye they do. DDPM's
-# fresh noise lets the next calls repair what a replacement broke. DDIM adds none: in two of its
-# pictures the blocks lie on the paper as tinted squares, and the wings have lost their form. Users
+# fresh noise lets the next calls repair most of what a replacement broke: one picture keeps a tinted
+# corner. DDIM adds none: tinted squares lie on the paper, and a wing has lost its form. Users
 # of the authors' code report blur and left-over noise under DDIM; this is its look here.
 #
 # ## The library version

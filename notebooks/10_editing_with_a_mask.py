@@ -536,11 +536,11 @@ plot.rows([(name, x[:6].clamp(-1, 1)) for name, x in rows.items()]).reduce(2)
 
 # %% [markdown]
 # Blending keeps the background to the last bit, but CLIP is a weak guide: in the first row there
-# are squares, a yellow star, and a grey patch that has nothing to do with its surroundings. That is
-# the naive way's fault again, and as many calls on a path that only goes down do not mend it. On
-# the path that climbs, most pictures show a green star. (Twelve pictures are few: draw more before
-# you trust such a difference. The authors' CLIP is large, and they draw 64 pictures and show the
-# best.)
+# are a square, stars in other colours, and a grey patch that has nothing to do with its surroundings.
+# That is the naive way's fault again, and as many calls on a path that only goes down do not mend it.
+# On the path that climbs no patch is left: each of these pictures shows one whole thing, if not always
+# a green star. (Twelve pictures are few: draw more before you trust a difference between the counts.
+# The authors' CLIP is large, and they draw 64 pictures and show the best.)
 #
 # The lower rows show why the paper blends. With a small weight the background is another one. A
 # large weight brings it near, but never back: in the last picture even the ground has turned black,

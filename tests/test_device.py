@@ -220,10 +220,11 @@ def test_memory_is_kept():
     assert faults["keep"] < 0.3 * faults["default"]
 
 
-def test_networks_are_compiled_on_gpus_only(monkeypatch):
-    called = []
+def test_networks_are_compiled_on_gpus_that_triton_knows(monkeypatch):
+    called, capability = [], (6, 1)
     network = torch.nn.Linear(1, 1)
-    monkeypatch.setattr(network, "compile", lambda: called.append(True), raising=False)
+    monkeypatch.setattr(network, "compile", lambda dynamic: called.append(dynamic), raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     device.compile_on_gpu(network, torch.device("cpu"))
     assert not called
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
@@ -231,4 +232,7 @@ def test_networks_are_compiled_on_gpus_only(monkeypatch):
     assert not called
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name)
     device.compile_on_gpu(network, torch.device("cuda"))
-    assert called
+    assert not called
+    capability = (7, 5)
+    device.compile_on_gpu(network, torch.device("cuda"))
+    assert called == [False]

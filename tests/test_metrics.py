@@ -267,7 +267,9 @@ def test_features_do_not_depend_on_the_batch(generator):
     assert network.training and not together.requires_grad
     network.eval()
     assert torch.equal(features(network, images), together) and not network.training
-    network.train()  # the mutant that forgets evaluation mode sees its batch
+    network.train()
+    assert torch.equal(features(network.forward, images), together)  # a method is its module's
+    assert network.training  # the mutant that forgets evaluation mode sees its batch
     assert not torch.allclose(network(images[:5]), network(images)[:5], atol=1e-3)
     with pytest.raises(ValueError, match=r"\(B, D\), got \(10, 3, 8, 8\)"):
         features(lambda x: x, images)

@@ -394,3 +394,23 @@ def test_a_network_with_buffers_and_shared_weights_resumes_bit_for_bit(tmp_path)
     assert (seen - 1).abs().min() > 0.1
     for average in (trained, resumed):  # these statistics are averages already
         assert torch.equal(average.network.norm.running_var, seen)
+
+
+def test_resumed_moments_lie_in_memory_as_their_weights_do(tmp_path):
+    """A fused optimizer refuses others: on GPUs the weights are in channels_last."""
+
+    def run(images: int) -> Run:
+        torch.manual_seed(0)
+        network = Normalised().to(memory_format=torch.channels_last)
+        objective = Objective(network, NoiseSchedule.linear(100))
+        config = replace(CONFIG, images=images, batch=8)
+        return Run(objective, TrainingSet(tiny_data().images), config, tmp_path)
+
+    fit(run(16), progress=False)
+    again = run(32)
+    again.resume()
+    weight = again.objective.network.first.weight
+    assert not weight.is_contiguous()
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert again.optimizer.state[weight][name].stride() == weight.stride()
+    fit(again, progress=False)

@@ -225,5 +225,5 @@ def curves(panels: Mapping[str, Mapping[str, Mapping[float, float]]], x: str) ->
 
 def neighbours(z: Tensor) -> float:
     """Correlation of pixels with their right neighbours in (B,3,H,W); 0 in white noise."""
-    pairs = torch.stack([z[..., :-1].flatten(), z[..., 1:].flatten()]).double().cpu()
+    pairs = torch.stack([z[..., :-1].flatten(), z[..., 1:].flatten()]).cpu().double()
     return torch.corrcoef(pairs)[0, 1].item()

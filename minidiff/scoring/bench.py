@@ -46,7 +46,7 @@ class Bench:
         if n < 1 or n % (2 * GROUP):  # some rows draw half
             raise ValueError(f"n = {n}: expected a multiple of {2 * GROUP}")
         self.n, self.seed, self.quick = n, seed, quick
-        self.model = zoo.load("shapes")
+        self.model = zoo.load("shapes", "cpu")
         self.schedule, self.fast = self.model.schedule, self.model.for_sampling()
         self.path = self.schedule.path(STEPS)
         self._through = 0

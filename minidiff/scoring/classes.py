@@ -21,7 +21,7 @@ class Classes:
     not guided says what they show."""
 
     def __init__(self, bench: Bench):
-        self.bench, self.model = bench, zoo.load("cifar10")
+        self.bench, self.model = bench, zoo.load("cifar10", "cpu")
         self.fast, self.judge = self.model.for_sampling(), load_classifier()
         self.labels = torch.arange(bench.n) // GROUP % len(self.model.encoder.names)
         bench.watch(self.fast.network)

@@ -49,13 +49,13 @@ def cifar10(bench: Bench) -> Row:
     if bench.quick or not (data_root() / "cifar-10-batches-py").is_dir():
         raise FileNotFoundError("DDIM inversion of CIFAR-10: no CIFAR-10 in MINIDIFF_DATA")
     pictures = real.to_float(real.cifar10(train=False).images[:PHOTOGRAPHS])
-    return _of_photographs(bench, "DDIM inversion, CIFAR-10", zoo.load("cifar10"), pictures)
+    return _of_photographs(bench, "DDIM inversion, CIFAR-10", zoo.load("cifar10", "cpu"), pictures)
 
 
 def butterflies(bench: Bench) -> Row:
     if bench.quick or not (data_root() / "butterflies").is_dir():
         raise FileNotFoundError("DDIM inversion of butterflies: none in MINIDIFF_DATA")
-    model = zoo.load("butterflies")
+    model = zoo.load("butterflies", "cpu")
     pictures = real.to_float(real.butterflies(model.size).images)[9::10]  # held out of training
     return _of_photographs(bench, "DDIM inversion, butterflies", model, pictures[:PHOTOGRAPHS])
 

@@ -39,7 +39,7 @@ def by_classifier(bench: Bench, scale: float) -> Arm:
     """The null condition under the classifier, each image towards its own look."""
     if "shapes" not in noisy_classifier.shipped():
         raise FileNotFoundError("Classifier guidance: no data/shapes_noisy_classifier.safetensors")
-    judge, wanted = noisy_classifier.load("shapes"), looks(bench)
+    judge, wanted = noisy_classifier.load("shapes", "cpu"), looks(bench)
 
     def denoiser(rows: slice):
         return clamp(classifier(bench.fast.denoiser(), judge.log_prob(wanted[rows]), scale))
@@ -109,7 +109,7 @@ def has_look(wanted: Sequence[str], images: Tensor) -> Tensor:
 def load_clip(name: str, row: str) -> CLIP:
     if name not in weights.shipped():
         raise FileNotFoundError(f"{row}: no data/clip_{name}.safetensors")
-    return weights.load(name)[0]
+    return weights.load(name, "cpu")[0]
 
 
 def clip_arm(bench: Bench, encode, targets: Tensor, scale: float, through: bool = True) -> Arm:

@@ -52,7 +52,7 @@ def _nothing(x: Tensor, level) -> Tensor:
 def _encoder(row: str) -> noisy.NoisyEncoder:
     if "shapes" not in noisy.shipped():
         raise FileNotFoundError(f"{row}: no data/clip_shapes_noisy.safetensors")
-    return noisy.load("shapes")
+    return noisy.load("shapes", "cpu")
 
 
 def _texts(bench: Bench) -> Tensor:
