@@ -1,4 +1,4 @@
-"""Speed on a GPU, beside diffusers: `python -m benchmarks.gpu --out DIR`, about six minutes in all.
+"""Speed on a GPU, beside diffusers: `python -m benchmarks.gpu --out DIR`, or one `--part` a call.
 
 Two ceilings are measured first: copying memory, and products of bfloat16 matrices. Then DDPM's
 CIFAR-10 network (35.7M parameters, 12.4 GFLOP an image forward) with the same weights:
@@ -14,7 +14,8 @@ Every line is written as it is measured, so that a run that is cut short has lef
 DIR/gpu.md and DIR/gpu.json. Then train the large model, in as many calls as it takes:
 
     timeout -s INT 540 minidiff train --data cifar10 --patch 1 --channels 128 --multipliers 1,2,2 \\
-        --blocks 3 --batch 512 --learning-rate 6e-4 --ema 0.9995 --images 2e7 --resume
+        --blocks 3 --batch 512 --learning-rate 6e-4 --ema 0.9995 --images 2e7 \\
+        --save-every 1000000 --resume
 
 `--tiny` does everything with a tiny network on any device: a test of this file, not a measurement.
 """
@@ -166,23 +167,21 @@ def training(report: Report, folder: Path, device, batches: list[int], peak: flo
     an_image = 3 * flops.get_total_flops()  # forward, and twice that backward
     for batch in batches:
         loops = {
-            "minidiff": partial(our_loop, copy.deepcopy(network).train()),
-            "diffusers, every trick of ours": partial(
-                our_loop,
-                AsOurs(their_network(folder)).train(),
+            "minidiff": lambda *how: our_loop(copy.deepcopy(network).train(), *how),
+            "diffusers, every trick of ours": lambda *how: our_loop(
+                AsOurs(their_network(folder)).train(), *how
             ),
             "diffusers, as documented": partial(documented_loop, folder),
         }
         for name, make in loops.items():
             try:
-                loop = make(device, batch)
-            except ImportError as missing:
-                print(f"left out, {name}: {missing}")
-                continue
-            speed = 10 * batch / seconds(loop, device, 3)
-            share = f"{an_image * speed / peak:.1%} of the matrix ceiling"
-            report.add(f"training, {name}, batch {batch}", speed, "images/s", share)
-            del loop
+                speed = 10 * batch / seconds(make(device, batch), device, 3)
+            except (ImportError, torch.OutOfMemoryError) as error:
+                print(f"left out, {name}, batch {batch}: {str(error).splitlines()[0]}", flush=True)
+            else:
+                share = f"{an_image * speed / peak:.1%} of the matrix ceiling"
+                report.add(f"training, {name}, batch {batch}", speed, "images/s", share)
+            torch._dynamo.reset()  # lets go of the compiled network
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -191,18 +190,14 @@ def training(report: Report, folder: Path, device, batches: list[int], peak: flo
 
 
 def sampling(report: Report, folder: Path, device, batches: list[int]) -> None:
-    from diffusers import DDIMPipeline, DDIMScheduler
-
     model = zoo.from_diffusers(folder, device)
     graphs = replace(model, network=for_sampling(model.network, device))
     if device.type == "cuda":
-        graphs.network = torch.compile(graphs.network, mode="reduce-overhead")
-    scheduler = DDIMScheduler.from_pretrained(folder, clip_sample=True)
-    pipeline = DDIMPipeline(their_network(folder).to(device), scheduler)
-    pipeline.set_progress_bar_config(disable=True)
+        # for any size, graphs would be slower than those of each size
+        graphs.network = torch.compile(graphs.network, mode="reduce-overhead", dynamic=False)
+    theirs = their_sampler(folder, device)
     for batch in batches:
-        ways = {
-            "diffusers, DDIM 50": lambda n: pipeline(n, num_inference_steps=50, output_type="pt"),
+        ways = theirs | {
             "minidiff, DDIM 50": lambda n: model.sample(n=n, steps=50, step=ddim_step),
             "minidiff with graphs, DDIM 50": lambda n: drawn(graphs, n, 50, ddim_step),
             "minidiff with graphs, 2M 15": lambda n: drawn(graphs, n, 15, dpmpp_2m_step),
@@ -210,6 +205,19 @@ def sampling(report: Report, folder: Path, device, batches: list[int]) -> None:
         for name, way in ways.items():
             took = seconds(partial(way, batch), device, 3)
             report.add(f"sampling, {name}, batch {batch}", batch / took, "images/s")
+
+
+def their_sampler(folder: Path, device: torch.device) -> dict[str, Callable[[int], object]]:
+    try:
+        from diffusers import DDIMPipeline, DDIMScheduler
+    except ImportError as missing:
+        print(f"left out, diffusers' sampling: {missing}")
+        return {}
+    scheduler = DDIMScheduler.from_pretrained(folder, clip_sample=True)
+    pipeline = DDIMPipeline(their_network(folder).to(device), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    how = {"num_inference_steps": 50, "output_type": "pt"}
+    return {"diffusers, DDIM 50": lambda n: pipeline(n, **how)}
 
 
 def drawn(model: zoo.Diffusion, n: int, steps: int, step) -> Tensor:
@@ -224,8 +232,9 @@ def drawn(model: zoo.Diffusion, n: int, steps: int, step) -> Tensor:
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--part", type=click.Choice(["training", "sampling"]), help="One of the two alone.")
 @click.option("--tiny", is_flag=True, help="A test of this file on any device.")
-def main(out: Path, tiny: bool) -> None:
+def main(out: Path, part: str | None, tiny: bool) -> None:
     torch.manual_seed(0)
     device = best_device()
     report = Report(out, device)
@@ -235,8 +244,10 @@ def main(out: Path, tiny: bool) -> None:
     with TemporaryDirectory() as folder:
         model = zoo.Diffusion(UNet(TINY if tiny else DDPM), NoiseSchedule.linear(), "eps", SIZE)
         zoo.to_diffusers(model, folder)
-        training(report, Path(folder), device, [2] if tiny else [128, 256, 512, 1024], peak)
-        sampling(report, Path(folder), device, [1, 2] if tiny else [1, 16, 256, 1024])
+        if part != "sampling":
+            training(report, Path(folder), device, [2] if tiny else [128, 512, 1024], peak)
+        if part != "training":
+            sampling(report, Path(folder), device, [1, 2] if tiny else [1, 16, 256, 1024])
 
 
 if __name__ == "__main__":

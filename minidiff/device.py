@@ -154,10 +154,11 @@ class UpsamplingConv(nn.Conv2d):
 def attention(q: Tensor, k: Tensor, v: Tensor, probs_tap=None) -> Tensor:
     """softmax(q^T k / sqrt(d)) v with q (B,h,d,N), k and v (B,h,d,M); returns (B,h,d,N).
 
-    Written out on CPUs, where the fused kernel's bfloat16 backward is slow, and whenever
-    `probs_tap` wants to see the probabilities (B,h,N,M); fused elsewhere.
+    Fused on GPUs, unless `probs_tap` wants to see the probabilities (B,h,N,M). Written out on CPUs,
+    where the fused kernel's bfloat16 backward is slow, and on mps, where the fused kernel of torch
+    2.8 to 2.11 is wrong for few queries.
     """
-    if probs_tap is None and q.device.type != "cpu":
+    if probs_tap is None and q.device.type == "cuda":
         q, k, v = (part.transpose(-2, -1) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(-2, -1)
     scores = (q * q.shape[-2] ** -0.5).transpose(-2, -1) @ k  # (B,h,N,M)

@@ -279,7 +279,7 @@ class Run:
 
     def resume(self) -> None:
         """Continue where `save` left off (ValueError if the file belongs to another run)."""
-        tensors, about = checkpoint.load(self.state_file, self.device)
+        tensors, about = checkpoint.load(self.state_file)
         if about.get("kind") != "training state":
             raise ValueError(f"{self.state_file} is not the state of a training run")
         ours, theirs = asdict(self.config) | self._what(), about["config"]
@@ -296,8 +296,8 @@ class Run:
             if key.startswith("optimizer."):
                 _, kind, name = key.split(".", 2)
                 p = named[name]  # its moments lie in memory as it does: fused AdamW insists on it
-                state = torch.empty_like(p) if value.shape == p.shape else torch.empty_like(value)
-                self.optimizer.state[p][kind] = state.copy_(value)
+                like = p if value.shape == p.shape else value.to(p.device)
+                self.optimizer.state[p][kind] = torch.empty_like(like).copy_(value)
         self.step, self.seconds = about["step"], about.get("seconds", 0.0)
 
     def _what(self) -> dict:
