@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from minidiff.clip_commands import clip
-from minidiff.command_parts import png_file
+from minidiff.command_parts import ANY_SEED, png_file
 from minidiff.edit_commands import edit
 from minidiff.guide_commands import guide
 from minidiff.scoring.command import score
@@ -78,7 +78,7 @@ def models() -> None:
     "--seed",
     default=0,
     show_default=True,
-    type=click.IntRange(-(2**63), 2**63 - 1),
+    type=ANY_SEED,
     help="Image i of a seed is always the same.",
 )
 @click.option("--out", default="samples.png", show_default=True, callback=png_file)

@@ -64,6 +64,7 @@ BOX = click.option(
 NUMBER = click.option(
     "-n", "--number", default=4, show_default=True, type=click.IntRange(1), help="How many results."
 )
+ANY_SEED = click.IntRange(-(2**63), 2**63 - 1)  # what a torch.Generator takes
 STEPS = click.option("--steps", default=50, show_default=True, type=click.IntRange(1))
 SEED = click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
 OUT = click.option("--out", default="edited.png", show_default=True, callback=png_file)

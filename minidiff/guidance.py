@@ -223,12 +223,20 @@ def _differentiable(x: Tensor) -> tuple[Tensor, bool]:
     return (x if inside else x.detach().requires_grad_()), inside
 
 
+def check_scores(scores: Tensor, images: Tensor) -> Tensor:
+    """The scores as they are; ValueError unless there is one an image, which a mean is not."""
+    n, is_tensor = len(images), isinstance(scores, Tensor)
+    if not is_tensor or tuple(scores.shape) != (n,):
+        found = f"shape {tuple(scores.shape)}" if is_tensor else type(scores).__name__
+        raise ValueError(
+            f"the score of {n} images: {found}, expected a tensor ({n},), one number an image"
+        )
+    return scores
+
+
 def _gradient(scores: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:
     """The gradient of each image's own score (B,) with respect to x."""
-    if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(x),):
-        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"log_prob gave {found} for {len(x)} images: expected ({len(x)},)")
-    if not scores.requires_grad:
+    if not check_scores(scores, x).requires_grad:
         raise ValueError("log_prob has no gradient: it, or the denoiser, treats x as a constant")
     return torch.autograd.grad(scores.sum(), x, create_graph=create_graph)[0]
 

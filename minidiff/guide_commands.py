@@ -224,9 +224,8 @@ def _target(seer: CLIP, target: str) -> Tensor:
     from minidiff.clip.use import text_features
     from minidiff.data.images import load_image
 
-    if not os.path.isfile(target):  # which a text of any length may be asked
-        if target.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff")):
-            raise FileNotFoundError(f"no picture at {target}")
+    named = target.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tiff"))
+    if not named and not os.path.isfile(target):  # which a text of any length may be asked
         return text_features(seer, [target])
     picture = load_image(target, seer.config.size)
     return clip.encoder(seer)(picture.to(seer.logit_scale.device))

@@ -123,7 +123,7 @@ def dpmpp_2m_step(
     if there.sigma == 0:
         return prediction.x0, prediction
     x0, h = prediction.x0, _log_snr(there) - _log_snr(here)
-    if past and there.sigma < here.sigma < past[-1][0].sigma:
+    if past and there.sigma < here.sigma < past[-1][0].sigma:  # a level given twice teaches nothing
         before, earlier = past[-1]
         r = (_log_snr(here) - _log_snr(before)) / h
         x0 = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * earlier.x0

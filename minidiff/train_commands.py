@@ -12,13 +12,13 @@ from pathlib import Path
 
 import click
 
-from minidiff.command_parts import together
+from minidiff.command_parts import ANY_SEED, together
 
 RUN = together(
     click.option("--images", type=float, help="Images to see in all, e.g. 2e6."),
     click.option("--batch", type=int, help="Images a step, over all processes."),
     click.option("--learning-rate", type=float),
-    click.option("--seed", type=click.IntRange(-(2**63), 2**63 - 1)),
+    click.option("--seed", type=ANY_SEED),
     click.option("--save-every", type=int, help="Images between checkpoints."),
     click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one."),
 )

@@ -182,12 +182,12 @@ class Diffusion:
             from tqdm.auto import tqdm
 
             walk = tqdm(walk, total=steps, desc="sampling", unit="step")
-        with torch.no_grad(), autocast(self.device):
+        with torch.no_grad(), autocast(self.device):  # entered once, not once a step as in `frames`
             for frame in walk:
                 x = frame.x
         return x
 
-    def _walk(self, prompt, n: int, scale: float, steps: int, seed: int, step: Step):
+    def _walk(self, prompt, n, scale, steps, seed, step) -> Iterator[Frame]:
         generators = per_image(Generator().manual_seed(seed), n)
         denoise = clamp(self.for_sampling().denoiser(prompt, scale))
         x, path = self.noise(n, generators), self.schedule.path(steps)

@@ -434,9 +434,13 @@ def test_a_guide_around_a_guide_differentiates_all_of_it(name):
 @pytest.mark.parametrize(
     "score, told",
     [
-        (lambda x0: x0.mean(), r"log_prob gave \(\) for 3 images: expected \(3,\)"),
-        (lambda x0: x0.flatten(1), r"log_prob gave \(3, 2\) for 3 images"),
-        (lambda x0: 1.0, "log_prob gave float for 3 images"),
+        (
+            lambda x0: x0.mean(),
+            r"of 3 images: shape \(\), expected a tensor \(3,\), one number an image",
+        ),
+        (lambda x0: x0.sum((1, 2)), r"of 3 images: shape \(3, 1\), expected"),
+        (lambda x0: x0.flatten(1), r"of 3 images: shape \(3, 2\), expected"),
+        (lambda x0: 1.0, "of 3 images: float, expected"),
         (lambda x0: x0.detach().sum((1, 2, 3)), "log_prob has no gradient"),
     ],
 )

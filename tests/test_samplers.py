@@ -343,6 +343,15 @@ def test_the_first_step_of_dpmpp_2m_is_ddim(pair):
     assert (ours - ddim).abs().max() < 1e-12
 
 
+def test_a_level_given_twice_is_no_step_of_dpmpp_2m():
+    levels = [SCHEDULE.level(t) for t in (900, 500, 500, 200, 0)]
+    x = noisy_data(100, levels[0])
+    twice = sample(dpmpp_2m_step, EXACT, x, levels)
+    begun_anew = sample(dpmpp_2m_step, EXACT, x, levels[:2])
+    begun_anew = sample(dpmpp_2m_step, EXACT, begun_anew, levels[2:])
+    torch.testing.assert_close(twice, begun_anew)
+
+
 def edm_sampler(D, y, ratios):
     """Karras et al. 2022, algorithm 1 without churn, in its own coordinates y = x / alpha."""
     for s, s_next in pairwise(ratios):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from minidiff.denoiser import Denoiser
-from minidiff.editing.checks import check_image, check_mask, check_scores, check_weight, last_part
+from minidiff.editing.checks import check_image, check_mask, check_weight, last_part
 from minidiff.editing.masks import paste
-from minidiff.guidance import on_x0
+from minidiff.guidance import check_scores, on_x0
 from minidiff.noise import Randomness, per_image, randn
 from minidiff.samplers import Step, ddpm_step, sample
 from minidiff.schedule import NoiseLevel, add_noise

@@ -61,16 +61,6 @@ def last_part(path: Sequence[NoiseLevel], strength: float) -> Sequence[NoiseLeve
     return path[-1 - steps :]
 
 
-def check_scores(scores: Tensor, images: Tensor) -> Tensor:
-    """The scores as they are; ValueError unless there is one an image, which a mean is not."""
-    if tuple(scores.shape) != (len(images),):
-        raise ValueError(
-            f"the score of {len(images)} images has shape {tuple(scores.shape)}: "
-            f"expected ({len(images)},), one number an image"
-        )
-    return scores
-
-
 def check_count(name: str, value: int) -> None:
     """ValueError unless `value` is a whole number from 1 up."""
     if not isinstance(value, int) or value < 1:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.denoiser import Denoiser
-from minidiff.editing.checks import check_image, check_scores, check_weight
+from minidiff.editing.checks import check_image, check_weight
 from minidiff.guidance import clamp, classifier, for_batch
 from minidiff.noise import Randomness, per_image, randn
 from minidiff.samplers import Step, ddpm_step, sample
@@ -45,11 +45,7 @@ def guide(
     for a scale that is not finite, and for a log_prob that is not one number an image.
     """
     check_image(x, "noise")
-
-    def one_each(x: Tensor, level: NoiseLevel) -> Tensor:
-        return check_scores(log_prob(x, level), x)
-
-    guided = clamp(classifier(denoise, one_each, scale))
+    guided = clamp(classifier(denoise, log_prob, scale))
     return sample(step, guided, x, path, generator=generator, progress=progress)
 
 

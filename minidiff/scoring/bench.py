@@ -39,7 +39,8 @@ class Bench:
 
     Whatever is called a scene holds one large, plain thing; `prompts` ask for two, and leave their
     sizes, place and background free. Image i is the same whatever n. A `quick` bench is for
-    methods that are slow with any n: they take fewer steps.
+    methods that are slow with any n: they take fewer steps. All rows are drawn on the CPU, as those
+    that were published.
     """
 
     def __init__(self, n: int = 96, seed: int = GRADED, *, quick: bool = False):

@@ -141,7 +141,7 @@ def test_bad_input_is_refused(method):
     )
     with pytest.raises(ValueError, match="scale = nan: expected a finite number"):
         edit(scale=float("nan"))
-    with pytest.raises(ValueError, match=r"expected \(2,\), one number an image"):
+    with pytest.raises(ValueError, match=r"expected a tensor \(2,\), one number an image"):
         edit(score=lambda x: brightness(x).mean())
     with pytest.raises(ValueError, match="strength 1.5 is out of range"):
         edit(strength=1.5)
@@ -151,7 +151,7 @@ def test_bad_input_is_refused(method):
         edit(mask=BOX + 1)
     with pytest.raises(ValueError, match="the image has four channels, one of them alpha"):
         edit(image=torch.zeros(2, 4, 8, 8))
-    with pytest.raises(ValueError, match=r"expected \(2,\), one number an image"):
+    with pytest.raises(ValueError, match=r"expected a tensor \(2,\), one number an image"):
         rank(image, BOX, torch.mean)
 
 

@@ -6,7 +6,7 @@ from exact import SCHEDULE
 from torch import Generator
 
 from minidiff.editing import masks
-from minidiff.editing.checks import check_image, check_mask, check_path, check_scores, last_part
+from minidiff.editing.checks import check_image, check_mask, check_path, last_part
 
 MAKERS = [masks.box, masks.half, masks.lines, masks.every_other_pixel, masks.irregular]
 
@@ -117,11 +117,3 @@ def test_the_last_part_of_a_path():
     for bad in ([500, 250], [0], [], [250, 500, 0], [500, 500, 0], [500, 0, 0]):
         with pytest.raises(ValueError, match="at least one step that goes down to t = 0"):
             check_path(SCHEDULE.path(bad))
-
-
-def test_a_score_is_one_number_an_image():
-    images = torch.zeros(4, 3, 8, 8)
-    check_scores(torch.zeros(4), images)
-    for bad in (torch.tensor(0.0), torch.zeros(4, 1)):
-        with pytest.raises(ValueError, match=r"expected \(4,\), one number an image"):
-            check_scores(bad, images)
