@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minidiff.schedule import NoiseLevel, add_noise
+from minidiff.schedule import NoiseLevel, add_noise, weighted_sum
 
 
 class Prediction(NamedTuple):
@@ -26,13 +26,14 @@ Tap = Callable[[NoiseLevel, str, Tensor], Tensor]  # tap(level, site, value) -> 
 
 
 def from_eps(x: Tensor, level: NoiseLevel, out: Tensor) -> Prediction:
-    """The pair of a network that predicts the noise (DDPM, equation 15)."""
-    return Prediction((x - level.sigma * out) / level.alpha, out)
+    """The pair of a network that predicts the noise: x0 = (x - sigma * eps) / alpha (DDPM,
+    equation 15)."""
+    return Prediction(weighted_sum(1 / level.alpha, x, -level.sigma / level.alpha, out), out)
 
 
 def from_x0(x: Tensor, level: NoiseLevel, out: Tensor) -> Prediction:
-    """The pair of a network that predicts the clean image."""
-    return Prediction(out, (x - level.alpha * out) / level.sigma)
+    """The pair of a network that predicts the clean image: eps = (x - alpha * x0) / sigma."""
+    return Prediction(out, weighted_sum(1 / level.sigma, x, -level.alpha / level.sigma, out))
 
 
 def from_v(x: Tensor, level: NoiseLevel, out: Tensor) -> Prediction:
@@ -40,7 +41,8 @@ def from_v(x: Tensor, level: NoiseLevel, out: Tensor) -> Prediction:
 
     Salimans and Ho 2022, progressive distillation, appendix D.
     """
-    return Prediction(level.alpha * x - level.sigma * out, level.sigma * x + level.alpha * out)
+    x0 = weighted_sum(level.alpha, x, -level.sigma, out)
+    return Prediction(x0, weighted_sum(level.sigma, x, level.alpha, out))
 
 
 FROM = {"eps": from_eps, "x0": from_x0, "v": from_v}

@@ -55,9 +55,9 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager:
 
     Held around a whole sampling loop it casts each weight once, not once a step.
     """
-    if has_fast_bfloat16(device) and not torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
+    if torch.is_autocast_enabled(device.type) or not has_fast_bfloat16(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def place(network: nn.Module, device: torch.device) -> nn.Module:

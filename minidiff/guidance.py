@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from minidiff.denoiser import Denoiser, Network, Prediction, network_time, reader
+from minidiff.denoiser import Denoiser, Network, Prediction, from_x0, network_time, reader
 from minidiff.schedule import NoiseLevel
 
 
@@ -153,7 +153,7 @@ def rescale(cond: Denoiser, uncond: Denoiser, scale: float, phi: float = 0.7) ->
         if phi == 0:  # exactly classifier_free, bit for bit
             return guided
         ratio = _contrast(wanted.x0) / _contrast(guided.x0).clamp(min=1e-8)  # (B,1,1,1)
-        return _of_x0(x, level, (phi * ratio + 1 - phi) * guided.x0)
+        return from_x0(x, level, (phi * ratio + 1 - phi) * guided.x0)
 
     return rescaled
 
@@ -162,7 +162,7 @@ def clamp(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """The predicted x0 cut to [low, high], and the eps that belongs to it."""
 
     def clamped(x: Tensor, level: NoiseLevel) -> Prediction:
-        return _of_x0(x, level, denoise(x, level).x0.clamp(low, high))
+        return from_x0(x, level, denoise(x, level).x0.clamp(low, high))
 
     return clamped
 
@@ -181,7 +181,7 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 0.995) -> Denoiser:
         s = torch.stack([torch.quantile(size, percentile) for size in sizes])  # (B,)
         s = s.clamp(min=1).to(x0.dtype)
         s = s.reshape(-1, *[1] * (x0.ndim - 1))
-        return _of_x0(x, level, x0.clamp(-s, s) / s)
+        return from_x0(x, level, x0.clamp(-s, s) / s)
 
     return thresholded
 
@@ -191,10 +191,6 @@ def for_batch(condition: Tensor, n: int) -> Tensor:
     if len(condition) not in (1, n):
         raise ValueError(f"{len(condition)} conditions for {n} images: expected one, or one each")
     return condition.expand(n, *condition.shape[1:])
-
-
-def _of_x0(x: Tensor, level: NoiseLevel, x0: Tensor) -> Prediction:
-    return Prediction(x0, (x - level.alpha * x0) / level.sigma)
 
 
 def _contrast(x0: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minidiff.denoiser import Denoiser, Prediction
 from minidiff.noise import Randomness, per_image, randn
-from minidiff.schedule import NoiseLevel, renoise
+from minidiff.schedule import NoiseLevel, add_noise, renoise
 
 Past = Sequence[tuple[NoiseLevel, Prediction]]
 Step = Callable[..., tuple[Tensor, Prediction]]
@@ -73,7 +73,7 @@ def ddim_step(
     """DDIM (Song et al. 2021, equations 12 and 16): eta 0 is deterministic, eta 1 is DDPM."""
     prediction = denoise(x, here)
     if eta == 0:
-        return there.alpha * prediction.x0 + there.sigma * prediction.eps, prediction
+        return add_noise(prediction.x0, there, prediction.eps), prediction
     std = eta * there.sigma / here.sigma * math.sqrt(1 - (here.alpha / there.alpha) ** 2)
     if std > there.sigma:
         raise ValueError(f"eta = {eta} adds more noise than level t = {there.t} holds")
@@ -210,5 +210,5 @@ def invert(denoise: Denoiser, x0: Tensor, path: Sequence[NoiseLevel]) -> Tensor:
             prediction = Prediction(x, denoise(x, NoiseLevel(1, math.sqrt(1 - 1e-4), 0.01)).eps)
         else:
             prediction = denoise(x, here)
-        x = there.alpha * prediction.x0 + there.sigma * prediction.eps
+        x = add_noise(prediction.x0, there, prediction.eps)
     return x

@@ -158,9 +158,15 @@ def jumps(steps: int, length: int, times: int) -> list[int]:
     return [*visited, 0]
 
 
+def weighted_sum(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor:
+    """a*x + b*y; two kernels where three would run, if the weights are numbers as in sampling."""
+    return a * x + b * y if isinstance(b, Tensor) else torch.add(a * x, y, alpha=b)
+
+
 def add_noise(x0: Tensor, level: NoiseLevel, noise: Tensor) -> Tensor:
-    """A draw of q(x_t | x_0) for standard normal `noise` of x0's shape (DDPM, equation 4)."""
-    return level.alpha * x0 + level.sigma * noise
+    """alpha * x0 + sigma * noise; for standard normal `noise` of x0's shape a draw of q(x_t | x_0)
+    (DDPM, equation 4)."""
+    return weighted_sum(level.alpha, x0, level.sigma, noise)
 
 
 def renoise(x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Tensor | None = None) -> Tensor:
