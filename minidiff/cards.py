@@ -99,12 +99,16 @@ def neighbour_sheet(model: Diffusion, train: Tensor) -> Image.Image:
 
 
 def sample_sheet(model: Diffusion) -> Image.Image:
-    """Samples of seed 0: a row a class, captions drawn at random, or just images."""
+    """Samples of seed 0: a row a class, captions (the card's examples, or random ones of the shapes
+    world), or just images."""
     if isinstance(model.encoder, ClassLabels):
         names = model.encoder.names
         drawn = model.sample([n for n in names for _ in range(8)], 8 * len(names), scale=2)
         return plot.grid(drawn.cpu(), columns=8, row_labels=names)
     if model.encoder is None:
         return plot.grid(model.sample(n=32).cpu(), columns=8)
-    captions = shapes.captions(shapes.random_scenes(32, Generator().manual_seed(0)))
-    return plot.grid(model.sample(captions, 32, scale=3).cpu(), captions, columns=8)
+    captions = model.card.get("examples")
+    if captions is None:
+        captions = shapes.captions(shapes.random_scenes(32, Generator().manual_seed(0)))
+    drawn = model.sample(captions, len(captions), scale=3)
+    return plot.grid(drawn.cpu(), captions, columns=8)

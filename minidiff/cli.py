@@ -170,7 +170,7 @@ def demo(out) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--name", help="Which report: shapes, cifar10 or butterflies.  [default: MODEL]")
+@click.option("--name", help="The report: shapes, cifar10, butterflies, emoji.  [default: MODEL]")
 @click.option("--number", type=int, help="Images of each kind.  [default: the report's]")
 @click.option(
     "--card", type=click.Path(dir_okay=False), help="Write the model's card here, and its sheet."
@@ -186,6 +186,7 @@ def evaluate(model, name, number, card) -> None:
         "shapes": evaluation.report_shapes,
         "cifar10": evaluation.report_cifar10,
         "butterflies": evaluation.report_butterflies,
+        "emoji": evaluation.report_emoji,
     }
     name = name or Path(model).stem
     if name not in reports:

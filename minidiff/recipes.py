@@ -15,12 +15,15 @@ from torch import Generator, Tensor, nn
 
 from minidiff import checkpoint, zoo
 from minidiff.data import images, shapes
+from minidiff.data.emoji import HELD_OUT, noto_emoji
 from minidiff.evaluation import split
 from minidiff.schedule import NoiseSchedule
-from minidiff.text import TextConfig, TextEncoder
+from minidiff.text import TextConfig, TextEncoder, vocabulary, words_of
 from minidiff.training import Objective, TrainConfig, TrainingSet
 from minidiff.unet import UNet, UNetConfig
 from minidiff.zoo import ClassLabels, Diffusion, Prompt
+
+LONGEST = 64  # words of a caption that are read
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Recipe:
             model.schedule.alpha_bar, self.schedule.alpha_bar
         ):
             raise ValueError(f"{name_or_path} predicts {model.predicts} on another schedule")
+        if isinstance(self.encoder, TextEncoder) and isinstance(model.encoder, TextEncoder):
+            if self.encoder.config.words != model.encoder.config.words:
+                raise ValueError(f"{name_or_path} knows other words than the captions here")
         checkpoint.fill(objective.network, model.network.state_dict(), name_or_path)
         if objective.encoder is not None:
             theirs = model.encoder.state_dict() if isinstance(model.encoder, nn.Module) else {}
@@ -168,11 +174,37 @@ def butterflies(size: int = 64) -> Recipe:
     return _unlabelled(train, size, card)
 
 
+def emoji(size: int = 32) -> Recipe:
+    """Text to image on emoji and their names, without those held out."""
+    data = noto_emoji(size)
+    keep = [i for i, name in enumerate(data.captions) if name not in HELD_OUT]
+    names = [data.captions[i] for i in keep]
+    # names have no article, prompts may: each picture is there with and without
+    captions = names + [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
+    card = {
+        "description": "Draws emoji by their names.",
+        "data": f"{len(names)} emoji of Google's Noto ({len(HELD_OUT)} more held out)",
+        "licence": "Apache 2.0 (pictures), MIT (names)",
+        "limits": "It has learnt its emoji by heart, as it should; of words put together anew it "
+        "draws mixtures. It knows only the words of their names.",
+        "examples": [*names[13 :: len(names) // 26][:26], *HELD_OUT],
+    }
+    recipe = _captioned(data.images[keep].repeat(2, 1, 1, 1), captions, size, card)
+    return replace(
+        recipe,
+        network=replace(recipe.network, channels=32, head_dim=32),
+        train=replace(recipe.train, images=1_300_000, flip=False),
+    )
+
+
 def folder(path: str | Path, size: int = 32) -> Recipe:
-    """Anybody's pictures; sub-folders, if there are several, are classes."""
+    """Anybody's pictures, by their captions in metadata.csv (columns file_name and text), if there
+    are any; else sub-folders, if there are several, are classes."""
     _check_size(size)  # before a large folder is read
     data = images.image_folder(path, size)
     card = {"data": f"{len(data)} pictures of the folder {Path(path).name}"}
+    if data.captions:
+        return _captioned(data.images, data.captions, size, card)
     if data.labels is None:
         return _unlabelled(data.images, size, card)
     recipe = _unlabelled(data.images, size, card)
@@ -183,6 +215,35 @@ def folder(path: str | Path, size: int = 32) -> Recipe:
         network=replace(recipe.network, classes=len(names)),
         encoder=ClassLabels(names),
         previews=[names[i % len(names)] for i in range(16)],
+    )
+
+
+def _captioned(pictures: Tensor, captions: Sequence[str], size: int, card: dict) -> Recipe:
+    """Text to image: the vocabulary is every word of the captions, which are cut to LONGEST."""
+    recipe = _unlabelled(pictures, size, card)
+    known = vocabulary(captions)
+    if not known:
+        raise ValueError("the captions are without a word: expected what each picture shows")
+    short = [" ".join(words_of(caption)[:LONGEST]) for caption in captions]
+    length = max(16, *(len(caption.split()) for caption in short))
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(words=known, length=length))
+    levels = tuple(range(1, len(recipe.network.multipliers)))  # the first has the most pixels
+    network = replace(
+        recipe.network,
+        attention=levels[-2:],
+        cross_attention=levels,
+        context_dim=encoder.config.width,
+    )
+    told = sorted({caption for caption in short if caption})
+    examples = card.get("examples", told[:: math.ceil(len(told) / 32)])
+    return replace(
+        recipe,
+        data=TrainingSet(pictures, encoder.tokenize(short), encoder.tokenize([""])[0]),
+        network=network,
+        encoder=encoder,
+        previews=examples[-16:],
+        card=card | {"examples": examples},
     )
 
 

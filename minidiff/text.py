@@ -6,7 +6,9 @@ get a learned vector of their own, and the empty caption is the null condition.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +18,17 @@ from torch import Tensor, nn
 from minidiff.device import attention
 
 PADDING = 0
+LISTED = 60  # words: of a larger vocabulary an error names only those that look alike
+
+
+def words_of(caption: str) -> list[str]:
+    """The words of a caption, in small letters, without its punctuation."""
+    return re.findall(r"\w+", caption.lower())
+
+
+def vocabulary(captions: Iterable[str]) -> tuple[str, ...]:
+    """Every word of the captions, in alphabetical order."""
+    return tuple(sorted({word for caption in captions for word in words_of(caption)}))
 
 
 @dataclass(frozen=True)
@@ -73,17 +86,27 @@ class TextEncoder(nn.Module):
         """
         ids = torch.full((len(captions), self.config.length), PADDING)
         for row, caption in zip(ids, captions, strict=True):
-            words = caption.lower().split()
-            unknown = [w for w in words if w not in self.ids]
+            written = words_of(caption)
+            unknown = [w for w in written if w not in self.ids]
             if unknown:
                 raise ValueError(
-                    f"unknown word {unknown[0]!r} in {caption!r}; "
-                    f"the words known are {', '.join(self.config.words)}"
+                    f"unknown word {unknown[0]!r} in {caption!r}{self._near(unknown[0])}"
                 )
-            if len(words) > len(row):
-                raise ValueError(f"{caption!r} has {len(words)} words: expected {len(row)} at most")
-            row[: len(words)] = torch.tensor([self.ids[w] for w in words], dtype=ids.dtype)
+            if len(written) > len(row):
+                raise ValueError(
+                    f"{caption!r} has {len(written)} words: expected {len(row)} at most"
+                )
+            row[: len(written)] = torch.tensor([self.ids[w] for w in written], dtype=ids.dtype)
         return ids
+
+    def _near(self, word: str) -> str:
+        """What an error says of the words that are known."""
+        known = self.config.words
+        if len(known) <= LISTED:
+            return f"; the words known are {', '.join(known)}"
+        near = difflib.get_close_matches(word, known, n=5, cutoff=0.6)
+        alike = f", such as {', '.join(near)}" if near else ", none like it"
+        return f"; {len(known)} words are known{alike}"
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids) + self.positions  # (B, length, width)

@@ -41,7 +41,7 @@ def _given(options: dict) -> dict:
 
 @click.command()
 @click.option(
-    "--data", required=True, help="cifar10, butterflies, shapes, or a folder of pictures."
+    "--data", required=True, help="cifar10, butterflies, emoji, shapes, or a folder of pictures."
 )
 @_out("runs/DATA")
 @RUN
@@ -261,6 +261,7 @@ def _recipe(data: str, size: int | None, out: Path):
         "shapes": recipes.captioned_shapes,
         "cifar10": recipes.cifar10,
         "butterflies": recipes.butterflies,
+        "emoji": recipes.emoji,
     }
     sizes = {} if size is None else {"size": size}
     if data in named:

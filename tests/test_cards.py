@@ -7,6 +7,10 @@ from test_evaluation import tiny_model
 
 from minidiff import cards
 from minidiff.evaluation import Figure
+from minidiff.schedule import NoiseSchedule
+from minidiff.text import TextConfig, TextEncoder
+from minidiff.unet import UNet, UNetConfig
+from minidiff.zoo import Diffusion
 
 CARD = {
     "description": "Draws cats and dogs.",
@@ -39,6 +43,20 @@ def test_a_card_without_its_facts_is_refused(tmp_path):
     model.card = {k: v for k, v in CARD.items() if k != "licence"}
     with pytest.raises(KeyError, match="licence"):
         cards.write(tmp_path / "pets.md", "pets", model, [], "")
+
+
+def test_the_sheet_of_a_captioned_model_shows_its_examples(monkeypatch):
+    network = UNet(UNetConfig(channels=32, multipliers=(1,), attention=(), cross_attention=(0,),
+        context_dim=16, dropout=0.0))  # fmt: skip
+    encoder = TextEncoder(TextConfig(words=("apple", "red"), width=16))
+    card = CARD | {"examples": ["red apple", "apple"]}
+    model = Diffusion(network, NoiseSchedule.cosine(50), "v", 8, encoder, card)
+    shown = []
+    monkeypatch.setattr(
+        cards.plot, "grid", lambda drawn, labels, **_: shown.extend([drawn, labels])
+    )
+    cards.sample_sheet(model)
+    assert shown[1] == ["red apple", "apple"] and shown[0].shape == (2, 3, 8, 8)
 
 
 def test_the_neighbour_sheet_shows_the_nearest(monkeypatch):

@@ -101,6 +101,30 @@ def test_train_resume_and_sample_a_folder_of_pictures(run, pictures, tmp_path):
         assert picture.width > 100
 
 
+def test_train_and_sample_pictures_with_captions(run, pictures, tmp_path):
+    rows = [f"{name}/{i}.png,a {name} picture" for name in ("dark", "light") for i in range(7)]
+    (pictures / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+    out = tmp_path / "run"
+    options = ["train", "--data", pictures, *TINY, "--size", 16, "--images", 16]
+    told = run(*options, "--out", out)
+    assert told.exit_code == 0, told.output
+    model = zoo.load(out / "model.safetensors")
+    assert model.encoder.config.words == ("a", "dark", "light", "picture")
+    assert model.card["examples"] == ["a dark picture", "a light picture"]
+    assert model.sample("A light picture.", 2, scale=2, steps=2).shape == (2, 3, 16, 16)
+    with pytest.raises(ValueError, match="unknown word 'bright'"):
+        model.sample("a bright picture", 1)
+
+    (pictures / "metadata.csv").write_text(
+        "\n".join(["file_name,text", *rows]).replace("a ", "A1 ")
+    )
+    told = run(*options, "--out", tmp_path / "two", "--weights", out / "model.safetensors")
+    assert told.exit_code == 1 and "knows other words than the captions here" in told.output
+    (pictures / "metadata.csv").write_text("file_name,text\ndark/1.png,...\n")
+    told = run(*options, "--out", tmp_path / "three")
+    assert told.exit_code == 1 and "captions are without a word" in told.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -10,9 +10,12 @@ from torchrun import torchrun
 from minidiff import evaluation, zoo
 from minidiff.cards import line
 from minidiff.data import shapes
+from minidiff.data.emoji import HELD_OUT
+from minidiff.data.images import ImageSet, to_float
 from minidiff.evaluation import (
     Figure,
     levelled,
+    report_emoji,
     report_shapes,
     sample_many,
     share,
@@ -82,6 +85,24 @@ def test_the_shapes_report_passes_the_truth_and_fails_noise(monkeypatch):
 
     monkeypatch.setattr(evaluation, "sample_many", lambda m, c, **_: torch.randn(len(c), 3, 32, 32))
     assert all(figure.value == 0 for figure in report_shapes(None, n=16)[:-2])
+
+
+def test_the_emoji_report_passes_the_truth_and_fails_noise(monkeypatch):
+    names = [f"thing {i}" for i in range(50)] + list(HELD_OUT)
+    data = ImageSet(torch.randint(256, (56, 3, 8, 8), dtype=torch.uint8), captions=tuple(names))
+    monkeypatch.setattr(evaluation, "noto_emoji", lambda size: data)
+    real = to_float(data.images)
+
+    def truth(model, prompts, **_):
+        return torch.stack([real[names.index(prompt)] for prompt in prompts])
+
+    monkeypatch.setattr(evaluation, "sample_many", truth)
+    learnt, control, new, new_control = report_emoji(tiny_model(), n=50)
+    assert learnt.value == new.value == 100 and control.value == new_control.value == 0
+    assert "of 50 pictures" in learnt.note and "of 48 pictures" in new.note
+
+    monkeypatch.setattr(evaluation, "sample_many", lambda m, c, **_: torch.randn(len(c), 3, 8, 8))
+    assert all(figure.value < 20 for figure in report_emoji(tiny_model(), n=50))
 
 
 def test_texture_sees_a_pattern_of_two_pixels():

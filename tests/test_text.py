@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minidiff.data import shapes
-from minidiff.text import TextConfig, TextEncoder
+from minidiff.text import TextConfig, TextEncoder, vocabulary
 
 CONFIG = TextConfig(
     words=("a", "red", "blue", "circle", "square", "of", "left"), length=8, width=32
@@ -31,6 +31,22 @@ def test_unknown_words_and_long_captions_are_refused(encoder):
         encoder.tokenize(["a " * 9])
     with pytest.raises(ValueError, match="names a word twice"):
         TextConfig(words=("a", "a"))
+
+
+def test_punctuation_is_no_word(encoder):
+    ids = encoder.tokenize(["A red-blue circle, left of a square!"])
+    assert ids.tolist() == [[1, 2, 3, 4, 7, 6, 1, 5]]
+    told = vocabulary(["A cat's café, again.", "", "again: 8 cats"])
+    assert told == ("8", "a", "again", "café", "cat", "cats", "s")
+
+
+def test_of_a_large_vocabulary_only_words_alike_are_named():
+    words = tuple(f"word{i}" for i in range(1000)) + ("apple",)
+    encoder = TextEncoder(TextConfig(words=words, width=16))
+    with pytest.raises(ValueError, match="word 'aple' .*; 1001 words are known, such as apple$"):
+        encoder.tokenize(["aple"])
+    with pytest.raises(ValueError, match="; 1001 words are known, none like it$"):
+        encoder.tokenize(["xyzzy"])
 
 
 def test_order_matters_to_every_token(encoder):

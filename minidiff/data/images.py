@@ -29,7 +29,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minidiff.data.downloads import FetchError, fetch_cifar10, hub_rows
-from minidiff.data.reading import UnreadableError, all_files, read_picture, to_rgb, to_tensor
+from minidiff.data.reading import (
+    CAPTIONS,
+    UnreadableError,
+    all_files,
+    read_captions,
+    read_picture,
+    to_rgb,
+    to_tensor,
+)
 from minidiff.downloads import data_root
 from minidiff.files import atomic
 
@@ -44,11 +52,13 @@ class ImageSet:
 
     images: (N, 3, H, W) uint8.  labels: (N,) int64 indices into `classes`, or None.
     classes: the class names in label order, or () when nothing is known about them.
+    captions: what each picture shows, in words, or () when nothing is said.
     """
 
     images: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape, dtype = tuple(self.images.shape), self.images.dtype
@@ -58,6 +68,8 @@ class ImageSet:
             raise ValueError(
                 f"labels must be ({shape[0]},), one for each image, got {tuple(self.labels.shape)}"
             )
+        if self.captions and len(self.captions) != shape[0]:
+            raise ValueError(f"{len(self.captions)} captions for {shape[0]} images")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -159,23 +171,27 @@ def image_folder(path: str | os.PathLike, size: int) -> ImageSet:
     The shorter side is resized to `size` (antialiased) and the centre square cut out; EXIF
     orientation is applied; transparency lies on white. Files are known by content, not by name.
     Those that cannot be read are counted, named in one logged line, and skipped. When all pictures
-    lie in two or more sub-folders, these are the classes, in alphabetical order.
+    lie in two or more sub-folders, these are the classes, in alphabetical order. A table
+    metadata.csv of `file_name` and `text`, as the Hugging Face hub has it, gives captions; a
+    picture that it does not name has the empty one.
 
-    Raises NotADirectoryError, or ValueError when there is no readable picture or `size` < 1.
+    Raises NotADirectoryError, or ValueError when there is no readable picture, the table is not
+    such a table, or `size` < 1.
     """
     root = Path(path)
     if not root.is_dir():
         raise NotADirectoryError(f"no folder of pictures at {root}")
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
+    captions = read_captions(root / CAPTIONS)
     skipped: dict[str, str] = {}  # file -> why
-    files = all_files(root, skipped)
-    images, folders = [], []
+    files = [file for file in all_files(root, skipped) if file != root / CAPTIONS]
+    images, inside_root = [], []
     for file in tqdm(files, desc=f"reading {root.name}", unit="file", delay=1, disable=None):
         inside = file.relative_to(root)
         try:
             images.append(read_picture(file, size))
-            folders.append(inside.parts[0] if len(inside.parts) > 1 else "")
+            inside_root.append(inside)
         except UnreadableError as error:
             skipped[str(inside)] = str(error)
     if skipped:
@@ -187,6 +203,15 @@ def image_folder(path: str | os.PathLike, size: int) -> ImageSet:
         )
     if not images:
         raise ValueError(f"no readable picture in {root}: {len(skipped)} files tried and skipped")
+    if captions:
+        told = [captions.pop(inside.as_posix(), "") for inside in inside_root]
+        if untold := told.count(""):
+            log.warning("%s: %d of %d pictures have no caption", root, untold, len(told))
+        if captions:
+            name = next(iter(captions))
+            log.warning("%s: %d captions have no picture, such as %s", root, len(captions), name)
+        return ImageSet(torch.stack(images), captions=tuple(told))
+    folders = [inside.parts[0] if len(inside.parts) > 1 else "" for inside in inside_root]
     return _labelled(torch.stack(images), folders, root)
 
 

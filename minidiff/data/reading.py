@@ -1,5 +1,7 @@
-"""Reading picture files: any format, mode and damage, to RGB pixels or to a reason why not."""
+"""Reading picture files: any format, mode and damage, to RGB pixels or to a reason why not; and
+the captions beside them."""
 
+import csv
 import io
 import os
 import warnings
@@ -9,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+CAPTIONS = "metadata.csv"  # the table of captions in a folder
 
 # Formats decoded by Pillow itself: no helper program is started, no vector file is run.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -84,3 +88,18 @@ def all_files(root: Path, skipped: dict[str, str]) -> list[Path]:
             else:  # a dead link, or a pipe that would block its reader for ever
                 skipped[str(file.relative_to(root))] = "not a regular file"
     return found
+
+
+def read_captions(table: Path) -> dict[str, str]:
+    """file -> caption of a folder's table, {} if there is none; ValueError if it is another one."""
+    if not table.is_file():
+        return {}
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            if not {"file_name", "text"} <= set(rows.fieldnames or ()):
+                found = ", ".join(rows.fieldnames or ()) or "nothing"
+                raise ValueError(f"{table} has the columns {found}: expected file_name and text")
+            return {row["file_name"]: (row["text"] or "").strip() for row in rows}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table} is not a table in UTF-8: {error}") from None

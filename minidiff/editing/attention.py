@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minidiff.schedule import NoiseLevel
+from minidiff.text import words_of
 
 
 class WordMaps:
@@ -71,7 +72,7 @@ def token_rows(captions: str | Sequence[str], words: str, length: int, n: int) -
 
 def positions(caption: str, words: str) -> list[int]:
     """The tokens of a word, or of a phrase, wherever it stands in the caption; else ValueError."""
-    here, wanted = caption.lower().split(), words.lower().split()
+    here, wanted = words_of(caption), words_of(words)
     starts = range(len(here) - len(wanted) + 1)
     found = [i for i in starts if wanted and here[i : i + len(wanted)] == wanted]
     if not found:

@@ -23,6 +23,7 @@ from minidiff.editing.attention import WordMaps, attended, listed, one_each, pos
 from minidiff.editing.checks import check_image, check_path
 from minidiff.samplers import ddim_step, sample
 from minidiff.schedule import NoiseLevel
+from minidiff.text import words_of
 
 Captions = str | Sequence[str]
 Edit = Callable[[Tensor, Tensor], Tensor]
@@ -37,7 +38,7 @@ def replace(sources: Captions, targets: Captions) -> Edit:
     Captions: one for all images, or one each. ValueError unless both have as many words.
     """
     for source, target in _pairs(sources, targets):
-        a, b = len(source.split()), len(target.split())
+        a, b = len(words_of(source)), len(words_of(target))
         if a != b:
             raise ValueError(
                 f"{source!r} has {a} words and {target!r} has {b}: replace needs as many, "
@@ -193,7 +194,7 @@ def align(source: str, target: str, length: int) -> list[int]:
     The longest common subsequence, which is what the authors' alignment (match 1, gap 0, mismatch
     -1) amounts to. Padding after both captions stays where it is.
     """
-    a, b = source.lower().split(), target.lower().split()
+    a, b = words_of(source), words_of(target)
     common = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]  # of a[i:] and b[j:]
     for i in reversed(range(len(a))):
         for j in reversed(range(len(b))):

@@ -229,6 +229,43 @@ def test_one_folder_or_a_mixture_has_no_labels(tmp_path, caplog):
     assert "1 pictures lie outside the sub-folders" in caplog.text
 
 
+def test_a_table_gives_captions(tmp_path, caplog):
+    for name, colour in (("b.png", "red"), ("a.png", "blue"), ("deep/c.png", "white")):
+        save(tmp_path / "set" / name, plain(colour))
+    table = tmp_path / "set" / "metadata.csv"
+    table.write_text(
+        'text,file_name,seen\n"a red, plain square",b.png,1\nblue ,a.png,2\nwhite,deep/c.png,\n',
+        encoding="utf-8-sig",  # as spreadsheets write it
+    )
+    data = image_folder(tmp_path / "set", 8)
+    assert data.captions == ("blue", "a red, plain square", "white") and data.labels is None
+    assert (data.images[0, 2] == 255).all() and (data.images[1, 0] == 255).all()
+    assert data.to("cpu").captions == data.captions and caplog.text == ""
+
+    table.write_text("file_name,text\nb.png,red\nnone.png,nothing\n", encoding="utf-8")
+    assert image_folder(tmp_path / "set", 8).captions == ("", "red", "")
+    assert "2 of 3 pictures have no caption" in caplog.text
+    assert "1 captions have no picture, such as none.png" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"file,caption\na.png,red\n",
+            "has the columns file, caption: expected file_name and text",
+        ),
+        (b"", "has the columns nothing: expected file_name and text"),
+        (b"file_name,text\na.png,caf\xe9\n", "is not a table in UTF-8"),
+    ],
+)
+def test_a_table_of_something_else_is_refused(tmp_path, content, message):
+    save(tmp_path / "a.png", plain())
+    (tmp_path / "metadata.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        image_folder(tmp_path, 8)
+
+
 def test_what_cannot_be_read_is_named_counted_and_skipped(tmp_path, caplog):
     good = save(tmp_path / "good.png", plain())
     save(tmp_path / "really_a_png.jpg", plain("blue"), format="PNG")
