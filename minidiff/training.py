@@ -320,10 +320,15 @@ def fit(
     """Train until `run.config.images` have been seen; returns the objective with averaged weights.
 
     `run.out` receives state.safetensors (to resume from) and log.csv. `on_save(run)` is called
-    after each save, for previews. Ctrl-C saves first. FloatingPointError if the loss is not
-    finite; the last good state is then still there.
+    after each save, for previews. Ctrl-C saves first. FileExistsError if a run that begins would
+    overwrite another; FloatingPointError if the loss is not finite; the last good state is then
+    still there.
     """
     config = run.config
+    if run.step == 0 and run.state_file.exists():
+        raise FileExistsError(
+            f"{run.out} holds a run already: resume() it first, or choose another folder"
+        )
     log = Log(run.out / "log.csv", run.seen) if rank() == 0 else None
     bar = _bar(run, progress)
     run.objective.train()

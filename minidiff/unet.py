@@ -267,14 +267,14 @@ class UNet(nn.Module):
         return condition, F.silu(emb + self.pooled(condition.mean(dim=1)))
 
     def _check(self, x: Tensor, t: Tensor, condition: Tensor | None) -> None:
-        c, B, w = self.config, len(x), self.stem.weight
+        c, B, w, real = self.config, len(x), self.stem.weight, x.is_floating_point()
         fold = c.patch * 2 ** (len(c.multipliers) - 1)
         if x.ndim != 4 or x.shape[1] != c.in_channels or x.shape[2] % fold or x.shape[3] % fold:
             raise ValueError(
                 f"got images of shape {tuple(x.shape)}: expected (B, {c.in_channels}, H, W) with H "
                 f"and W divisible by {fold}"
             )
-        if x.device != w.device or torch.float64 in {x.dtype} ^ {w.dtype}:
+        if not real or x.device != w.device or torch.float64 in {x.dtype} ^ {w.dtype}:
             raise ValueError(f"images {x.dtype} on {x.device}, network {w.dtype} on {w.device}")
         if t.shape != (B,):
             raise ValueError(f"got times of shape {tuple(t.shape)}: expected ({B},)")

@@ -115,6 +115,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert seen[0] == seen[1]  # no line of the log is missing or twice there
 
 
+def test_a_new_run_does_not_overwrite_another(tmp_path):
+    tiny_run(tmp_path).save()
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="holds a run already: resume"):
+        fit(tiny_run(tmp_path), progress=False)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert not (tmp_path / "log.csv").exists()
+
+
 def test_forgetting_the_moments_would_show(tmp_path):
     """Mutant of resumption: weights and step alone are not the state of a run."""
     fit(tiny_run(tmp_path / "whole"), progress=False)

@@ -392,6 +392,7 @@ IMAGES, TIMES = torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)
         (LABELS, IMAGES, TIMES, TIMES - 1, "from 0 to 10"),
         (replace(LABELS, null_class=False), IMAGES, TIMES, TIMES + 10, "from 0 to 9"),
         (TINY, IMAGES.double(), TIMES, None, "images torch.float64 on cpu, network torch.float32"),
+        (TINY, IMAGES.byte(), TIMES, None, "images torch.uint8 on cpu, network torch.float32"),
         (TOKENS, IMAGES, TIMES, None, r"tokens of shape \(2, L, 12\)"),
         (TOKENS, IMAGES, TIMES, TIMES, r"tokens of shape \(2, L, 12\)"),
         (TOKENS, IMAGES, TIMES, torch.zeros(2, 7, 5), r"tokens of shape \(2, L, 12\)"),

@@ -23,6 +23,8 @@ def check_image(image: Tensor, name: str = "image") -> None:
         raise ValueError(f"the {name} holds {image.dtype}: expected floats in [-1, 1]")
     if not image.isfinite().all():
         raise ValueError(f"the {name} holds NaN or infinity: expected numbers in [-1, 1]")
+    if image.min() >= 0 and (most := image.max()) > 2:  # predictions may leave [-1, 1], both ways
+        raise ValueError(f"the {name} reaches {most:g}: expected [-1, 1], as load_image gives")
 
 
 def check_mask(mask: Tensor, image: Tensor) -> None:

@@ -98,13 +98,15 @@ def test_a_bad_mask_is_refused(mask, words):
         (torch.zeros(0, 3, 8, 8), "the guide has shape"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "holds torch.uint8: expected floats in"),
         (torch.full((1, 3, 8, 8), torch.nan), "the guide holds NaN or infinity"),
+        (torch.full((1, 3, 8, 8), 200.0), r"the guide reaches 200: expected \[-1, 1\]"),
         (torch.zeros(1, 3, 8, 8).numpy(), "the guide is a ndarray: expected a tensor"),
     ],
 )
 def test_a_bad_image_is_refused(image, words):
     with pytest.raises(ValueError, match=words):
         check_image(image, "guide")
-    check_image(torch.zeros(2, 3, 8, 8))
+    for good in (torch.zeros(2, 3, 8, 8), 50 * torch.randn(2, 3, 8, 8)):  # as predictions may be
+        check_image(good)
 
 
 def test_the_last_part_of_a_path():
