@@ -64,7 +64,7 @@ def network_time(x: Tensor, level: NoiseLevel) -> Tensor:
         return (level.t.reshape(-1) - 1).clamp(min=0).expand(len(x))
     t = max(level.t - 1, 0)
     dtype = torch.int64 if isinstance(t, int) else torch.float32
-    return torch.full((len(x),), t, dtype=dtype, device=x.device)
+    return x.new_full((len(x),), t, dtype=dtype)
 
 
 def as_denoiser(

@@ -129,17 +129,17 @@ class NoisyClassifier(nn.Module):
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         labels = [self.labels(p) for p in prompts]
+        columns = [(head, i) for head, names in self.heads.items() for i in range(len(names))]
+        said = [[label.get(head) == i for head, i in columns] for label in labels]
+        said = torch.tensor(said, device=self.device)  # (1 or B, classes of all heads)
 
         def log_prob(x: Tensor, level: NoiseLevel) -> Tensor:
-            if len(labels) not in (1, len(x)):
+            if len(said) not in (1, len(x)):
                 raise ValueError(
-                    f"{len(labels)} prompts for {len(x)} images: expected one, or one each"
+                    f"{len(said)} prompts for {len(x)} images: expected one, or one each"
                 )
-            said = labels * len(x) if len(labels) == 1 else labels
             parts = self(x, network_time(x, level))
-            return torch.stack(
-                [sum(parts[h][i, c] for h, c in wanted.items()) for i, wanted in enumerate(said)]
-            )
+            return torch.where(said, torch.cat([*parts.values()], dim=1), 0).sum(1)
 
         return log_prob
 

@@ -15,12 +15,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from minidiff import checkpoint, diffusers_format
-from minidiff.denoiser import Denoiser, Prediction, Tap, as_denoiser
+from minidiff.denoiser import Denoiser, Tap, as_denoiser
 from minidiff.device import autocast, best_device, for_sampling, place
 from minidiff.guidance import clamp, for_batch, weighted_prompts
 from minidiff.noise import Randomness, per_image, randn
 from minidiff.samplers import Frame, Step, ddim_step, trajectory
-from minidiff.schedule import NoiseLevel, NoiseSchedule
+from minidiff.schedule import NoiseSchedule
 from minidiff.text import TextConfig, TextEncoder
 from minidiff.unet import UNet, UNetConfig
 
@@ -95,7 +95,12 @@ class Diffusion:
         return self.encoder(self.encoder.tokenize(captions).to(self.device))
 
     def run(self, x: Tensor, t: Tensor, condition: Tensor | None = None, **hooks) -> Tensor:
-        """network(x, t, condition) in the precision that is fastest on its device."""
+        """network(x, t, condition) in the precision that is fastest on its device.
+
+        One row of condition serves all images.
+        """
+        if condition is not None:
+            condition = for_batch(condition, len(x))
         with autocast(x.device):
             return self.network(x, t, condition, **hooks)
 
@@ -121,12 +126,7 @@ class Diffusion:
         if scale != 1:
             null = self.condition([negative] * len(prompts))
             return weighted_prompts(self.run, [wanted], [scale], null, predicts=self.predicts)
-
-        def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
-            c = wanted if wanted is None else for_batch(wanted, len(x))
-            return as_denoiser(self.run, c, predicts=self.predicts, tap=tap)(x, level)
-
-        return denoise
+        return as_denoiser(self.run, wanted, predicts=self.predicts, tap=tap)
 
     def for_sampling(self) -> Diffusion:
         """The same model, to be sampled from and not trained: faster where `device` knows how."""
