@@ -39,8 +39,8 @@ figures: env  ## draw every picture the README and the lessons show
 	$(PY) -m minidiff demo
 	for script in figures/*.py; do $(PY) "$$script" || exit 1; done
 
-cards: env  ## measure the shipped models and write their cards (needs CIFAR-10 and butterflies)
-	for model in shapes cifar10 butterflies; do \
+cards: env  ## measure the shipped models and write their cards (needs CIFAR-10, butterflies, emoji)
+	for model in shapes emoji cifar10 butterflies; do \
 	  $(PY) -m minidiff evaluate $$model --card data/$$model.md || exit 1; done
 
 notebooks: env  ## execute every lesson, write it with its outputs and card, and fill README.md

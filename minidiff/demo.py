@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,16 @@ CAPTIONS = (
     "a large dotted cyan heart at the right on a grey background",
     "a large red star at the centre on a white background",
     "a large green heart at the bottom on a cream background",
+)
+EMOJI = (
+    "red apple",
+    "a rocket",
+    "smiling cat with heart eyes",
+    "snowman",
+    "blue heart",
+    "green heart",  # the last three were held out of training
+    "blue circle",
+    "red square",
 )
 CLASSES = ("automobile", "horse", "ship", "truck")
 COLUMNS = 8
@@ -40,12 +50,10 @@ def draw(path: str | Path, say: Callable[[str], None] = print) -> Path:
 
     strip = timed("shapes", "moments of one trajectory", _strip)
     rows.append(("from noise\npredicted x₀ as t falls", strip))
-    drawn = timed(
-        "shapes",
-        "captions, guidance 3",
-        lambda model: model.sample(CAPTIONS, len(CAPTIONS), scale=3, progress=True),
-    )
+    drawn = timed("shapes", "captions, guidance 3", _by_words(CAPTIONS))
     rows.append(("words\nguidance 3", drawn, CAPTIONS))
+    drawn = timed("emoji", "names, guidance 3", _by_words(EMOJI))
+    rows.append(("emoji\nguidance 3", drawn, EMOJI))
     labels = [name for name in CLASSES for _ in range(COLUMNS)]
     drawn = timed(
         "cifar10",
@@ -58,6 +66,10 @@ def draw(path: str | Path, say: Callable[[str], None] = print) -> Path:
     )
     rows.append(("butterflies\nno prompt", drawn))
     return plot.save(plot.rows(rows), path)
+
+
+def _by_words(captions: Sequence[str]) -> Callable[[zoo.Diffusion], Tensor]:
+    return lambda model: model.sample(captions, len(captions), scale=3, progress=True)
 
 
 def _strip(model: zoo.Diffusion) -> Tensor:
