@@ -188,10 +188,10 @@ def emoji(size: int = 32) -> Recipe:
         "description": "Draws emoji by their names.",
         "data": f"{len(names)} emoji of Google's Noto ({len(HELD_OUT)} more held out)",
         "licence": "Apache 2.0 (pictures), MIT (names)",
-        "limits": "It has learnt its emoji by heart, as it should: every draw of a name is the same "
-        "picture. A colour and a shape that it knows from many others go together anew; a blue "
-        "apple or a cat with a hat become blots. Flat areas keep a faint grid. It knows only the "
-        "words of the names.",
+        "limits": "It has learnt its emoji by heart, as it should: every draw of a name is the "
+        "same picture. A colour and a shape that it knows from many others go together anew; a "
+        "blue apple or a cat with a hat become blots. Flat areas keep a faint grid. It knows only "
+        "the words of the names.",
         "examples": [*names[13 :: len(names) // 26][:26], *HELD_OUT],
     }
     recipe = _captioned(data.images[keep].repeat(2, 1, 1, 1), captions, size, card)
