@@ -546,8 +546,8 @@ plot.rows([("prompt, then six", torch.cat([given, x]))]).reduce(2)
 
 # %% [markdown]
 # The prompt stands on the left. What comes is like it, not a copy: above all the shape is taken over,
-# while colour and place are followed less. The highest cosine belongs to the one that is right in
-# everything but its background, a blue square alone.
+# while colour and place are followed less; where the shape is another, the cosine tells. The highest
+# one belongs to the picture that is right in everything but its background, a blue square alone.
 #
 # ## Recap
 #
