@@ -604,8 +604,8 @@ assert same(whole.objective, later.objective) and same(whole.average, later.aver
 #
 # **The full run.** On a GPU this notebook trains a wider network thirty times as long. From a
 # terminal, with saves and previews: `minidiff train --data cifar10` (or `butterflies`, or a folder of
-# yours), and after a lost session the same line with `--resume`. If there is a table `metadata.csv` of
-# `file_name` and `text` in the folder, the model learns to draw by words.
+# yours, by words if `metadata.csv` there has `file_name` and `text`), and after a lost
+# session the same line with `--resume`.
 #
 # ## Recap
 #
