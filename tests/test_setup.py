@@ -101,7 +101,7 @@ STANDS_ON = {
     "denoiser": ("schedule",),
     "guidance": ("denoiser",),
     "samplers": ("denoiser", "noise"),
-    "editing": ("samplers", "guidance"),
+    "editing": ("samplers", "guidance", "text"),
     "classifier": ("data", "metrics", "device", "checkpoint"),
     "log": (),
     "training": ("data", "denoiser", "noise", "device", "checkpoint", "log"),
