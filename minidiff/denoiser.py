@@ -32,7 +32,12 @@ def from_eps(x: Tensor, level: NoiseLevel, out: Tensor) -> Prediction:
 
 
 def from_x0(x: Tensor, level: NoiseLevel, out: Tensor) -> Prediction:
-    """The pair of a network that predicts the clean image: eps = (x - alpha * x0) / sigma."""
+    """The pair of a network that predicts the clean image: eps = (x - alpha * x0) / sigma.
+
+    ValueError at the clean level, where x has no noise to be found.
+    """
+    if not isinstance(level.sigma, Tensor) and level.sigma == 0:
+        raise ValueError("a clean image has no noise to be found: expected a level of sigma > 0")
     return Prediction(out, weighted_sum(1 / level.sigma, x, -level.alpha / level.sigma, out))
 
 

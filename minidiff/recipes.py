@@ -179,6 +179,7 @@ def emoji(size: int = 32) -> Recipe:
 
     The shipped model went on from there with min-SNR weights: its card has the commands.
     """
+    _check_size(size)  # before anything is downloaded
     data = noto_emoji(size)
     keep = [i for i, name in enumerate(data.captions) if name not in HELD_OUT]
     names = [data.captions[i] for i in keep]
@@ -192,6 +193,7 @@ def emoji(size: int = 32) -> Recipe:
         "same picture. A colour and a shape that it knows from many others go together anew; a "
         "blue apple or a cat with a hat become blots. Flat areas keep a faint grid. It knows only "
         "the words of the names.",
+        # 26 from all over Unicode, and those that are new to it: four rows of eight
         "examples": [*names[13 :: len(names) // 26][:26], *HELD_OUT],
     }
     recipe = _captioned(data.images[keep].repeat(2, 1, 1, 1), captions, size, card)
@@ -236,7 +238,6 @@ def _captioned(pictures: Tensor, captions: Sequence[str], size: int, card: dict)
     levels = tuple(range(1, len(recipe.network.multipliers)))  # the first has the most pixels
     network = replace(
         recipe.network,
-        attention=levels[-2:],
         cross_attention=levels,
         context_dim=encoder.config.width,
     )

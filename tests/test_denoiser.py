@@ -202,3 +202,10 @@ def test_a_network_that_returns_another_shape_is_refused():
     x0, level, z = batch(2)
     with pytest.raises(ValueError, match=r"returned \(2, 1, 4, 4\) for images of .*\(2, 3, 4, 4\)"):
         denoising_loss(lambda x, t, c: x[:, :1], x0, level, z)
+
+
+def test_a_clean_image_has_no_eps():
+    x, clean = torch.zeros(1, 3, 2, 2), NoiseLevel(0, 1.0, 0.0)
+    with pytest.raises(ValueError, match="a clean image has no noise to be found"):
+        from_x0(x, clean, x)
+    assert torch.equal(from_x0(x, NoiseLevel(1, 0.8, 0.6), x).eps, x)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def _package(name: str) -> Path:
     return fetch(f"{REGISTRY}/{project}/-/{name}", data_root() / name, SHA256[name])
 
 
-def _codes(hexadecimal) -> tuple[str, ...]:
+def _codes(hexadecimal: Iterable[str]) -> tuple[str, ...]:
     """An emoji as code points; FE0F only asks for colours, and not everybody writes it."""
     codes = (code.lower().lstrip("0") for code in hexadecimal)
     return tuple(code for code in codes if code != "fe0f")
