@@ -43,9 +43,9 @@ from minidiff import NoiseSchedule, UNet, add_noise, denoising_loss, metrics, pl
 from minidiff.data import images
 from minidiff.denoiser import min_snr_weight
 from minidiff.device import autocast, keep_memory  # autocast: bfloat16 where it is fast
-from minidiff.estimate import estimate
 from minidiff.lessons import lesson_03 as lesson
 from minidiff.training import Objective, Run, TrainConfig, TrainingSet, draw_batch
+from minidiff.training.estimate import estimate
 
 keep_memory()  # a third faster on CPUs
 schedule, device = NoiseSchedule.cosine(), LESSON.device

@@ -39,8 +39,8 @@ import torch
 import torch.nn.functional as F
 
 from minidiff import Prediction, as_denoiser, guidance, load, noisy_classifier, plot, samplers
-from minidiff.classifier import load_classifier
 from minidiff.data import shapes
+from minidiff.evaluation.classifier import load_classifier
 from minidiff.lessons import lesson_06 as lesson
 from minidiff.lessons import mixture
 from minidiff.metrics import wilson

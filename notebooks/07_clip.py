@@ -40,10 +40,10 @@ import torch.nn.functional as F
 
 from minidiff import clip, plot
 from minidiff.clip.tokenizer import Tokenizer, byte_ids, split, train_bpe
-from minidiff.clip.train import contrastive_loss
 from minidiff.clip.use import image_features, text_features
 from minidiff.data import shapes
 from minidiff.lessons import lesson_07 as lesson
+from minidiff.recipes.clip import contrastive_loss
 
 model, preprocess = clip.load("shapes")
 

@@ -7,10 +7,11 @@ import torch
 from click.testing import CliRunner
 from torch import Generator, nn
 
-from minidiff import checkpoint, classifier_guidance, noisy_classifier, plot, zoo
+from minidiff import checkpoint, noisy_classifier, plot, zoo
 from minidiff.cli import main
 from minidiff.data import shapes
 from minidiff.denoiser import Prediction
+from minidiff.evaluation import classifier_guidance
 from minidiff.guidance import classifier
 from minidiff.noisy_classifier import (
     HEADS,

@@ -25,12 +25,12 @@ from torch import Generator, Tensor, nn
 from minidiff import checkpoint
 from minidiff.clip.model import CLIP, CLIPConfig, VisionTransformer
 from minidiff.clip.preprocess import Preprocess
-from minidiff.clip.train import contrastive_loss
 from minidiff.clip.use import image_features
 from minidiff.clip.weights import load as load_clip
 from minidiff.data import images, shapes
 from minidiff.denoiser import network_time
 from minidiff.device import best_device
+from minidiff.recipes.clip import contrastive_loss
 from minidiff.schedule import NoiseLevel, NoiseSchedule, add_noise
 from minidiff.training import TrainConfig, TrainingSet, draw_batch
 from minidiff.unet import TimeEmbedding, UNetConfig, zeros

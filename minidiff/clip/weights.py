@@ -22,8 +22,8 @@ from torch import Tensor
 from minidiff import checkpoint
 from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.preprocess import Preprocess
+from minidiff.data.download import data_root, fetch, locked, sha256_of
 from minidiff.device import best_device
-from minidiff.downloads import data_root, fetch, locked, sha256_of
 from minidiff.files import read_json
 from minidiff.zoo import FOLDERS
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from minidiff.data.download import data_root, fetch
 from minidiff.data.images import ImageSet
 from minidiff.data.reading import read_picture
-from minidiff.downloads import data_root, fetch
 
 REGISTRY = "https://registry.npmjs.org"
 PICTURES = "emoji-datasource-google-16.0.0.tgz"

@@ -28,7 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.data.downloads import FetchError, fetch_cifar10, hub_rows
+from minidiff.data.download import data_root
+from minidiff.data.hosts import FetchError, fetch_cifar10, hub_rows
 from minidiff.data.reading import (
     CAPTIONS,
     UnreadableError,
@@ -38,7 +39,6 @@ from minidiff.data.reading import (
     to_rgb,
     to_tensor,
 )
-from minidiff.downloads import data_root
 from minidiff.files import atomic
 
 log = logging.getLogger(__name__)

@@ -66,7 +66,7 @@ def _set_style() -> None:
     import matplotlib
     from matplotlib import cycler
 
-    from minidiff.charts import COLOURS
+    from minidiff.plot.charts import COLOURS
 
     matplotlib.rcParams.update(
         {

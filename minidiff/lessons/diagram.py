@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minidiff.charts import COLOURS
+from minidiff.plot.charts import COLOURS
 
 
 def record(network: nn.Module, *inputs: Tensor) -> dict[str, tuple[tuple, tuple, float]]:

@@ -10,8 +10,8 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from torch import Tensor
 
-from minidiff.charts import COLOURS
 from minidiff.lessons import exercise, expect, mixture, require
+from minidiff.plot.charts import COLOURS
 from minidiff.schedule import NoiseLevel
 
 SIDE = 1.9  # the plane is shown from -SIDE to SIDE

@@ -10,8 +10,8 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minidiff.classifier import Classifier
 from minidiff.denoiser import Denoiser, as_denoiser
+from minidiff.evaluation.classifier import Classifier
 from minidiff.lessons import exercise, expect, mixture, require
 from minidiff.schedule import NoiseLevel, NoiseSchedule
 

@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from minidiff import zoo
-from minidiff.classifier import load_classifier
 from minidiff.denoiser import Denoiser
+from minidiff.evaluation.classifier import load_classifier
 from minidiff.guidance import clamp
 from minidiff.metrics import features
 from minidiff.samplers import Step, ddim_step, sample

@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from minidiff import zoo
 from minidiff.data import images as real
+from minidiff.data.download import data_root
 from minidiff.denoiser import Denoiser, as_denoiser, network_time, reader
-from minidiff.downloads import data_root
 from minidiff.editing import slerp
 from minidiff.guidance import clamp
 from minidiff.metrics import psnr

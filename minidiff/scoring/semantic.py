@@ -13,12 +13,12 @@ from torch import Generator, Tensor
 
 from minidiff.clip import noisy, use
 from minidiff.editing import semantic
+from minidiff.evaluation.semantic_guidance import WEIGHTS, agreement
 from minidiff.noise import per_image
 from minidiff.scoring import measures
 from minidiff.scoring.bench import GROUP, STEPS, Arm, Bench
 from minidiff.scoring.outside import has_look, load_clip, looks
 from minidiff.scoring.table import Row, above, below, figure, pair, written
-from minidiff.semantic_guidance import WEIGHTS, agreement
 
 TEXT, CONTENT, STRUCTURE, STYLE = (
     WEIGHTS[aim] for aim in ("text", "content", "structure", "style")

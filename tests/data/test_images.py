@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from minidiff import files
-from minidiff.data import downloads
+from minidiff.data import hosts as downloads
 from minidiff.data import images as module
 from minidiff.data.images import (
     ImageSet,

@@ -1,0 +1,5 @@
+"""The command line: `minidiff train | sample | edit | guide | ...`."""
+
+from minidiff.cli.main import main
+
+__all__ = ["main"]
