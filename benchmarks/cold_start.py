@@ -46,7 +46,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     torch.manual_seed(0)
     model = zoo.Diffusion(UNet(NETWORKS["small"]), NoiseSchedule.linear(), "eps", SIZE)
     model.card["data"] = "none"
-    zoo.save(folder / "model.safetensors", model)
+    model.save(folder / "model.safetensors")
     zoo.to_diffusers(model, folder / "diffusers")
     first = ["-m", "minidiff", "sample", "--model", str(folder / "model.safetensors")]
     first += ["-n", "1", "--steps", str(STEPS), "--out", str(folder / "minidiff.png")]

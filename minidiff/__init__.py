@@ -1,10 +1,12 @@
 """minidiff: image diffusion from scratch, small enough to read and fast enough to use.
 
-Four nouns: a `NoiseLevel` on a `NoiseSchedule`, the `Prediction` (x0, eps) of a denoiser, and a
-path, a plain list of levels. Three verbs: wrap a denoiser (`minidiff.guidance`), step between two
-levels (`minidiff.samplers`), edit x at a level. `load(name)` gives a trained model.
+Five nouns: a `NoiseLevel` on a `NoiseSchedule`, the `Prediction` (x0, eps) of a denoiser, the
+`Condition` it is given, and a path, a plain list of levels. Three verbs: wrap a denoiser
+(`minidiff.guidance`), step between two levels (`minidiff.samplers`), edit x at a level.
+`load(name)` gives a trained model.
 """
 
+from minidiff.condition import Condition
 from minidiff.denoiser import Denoiser, Prediction, as_denoiser, denoising_loss
 from minidiff.samplers import (
     Frame,
@@ -16,13 +18,21 @@ from minidiff.samplers import (
     sample,
     trajectory,
 )
-from minidiff.schedule import NoiseLevel, NoiseSchedule, add_noise, jumps, renoise
+from minidiff.schedule import (
+    NoiseLevel,
+    NoiseSchedule,
+    add_noise,
+    jumps,
+    renoise,
+    transition,
+)
 from minidiff.unet import UNet, UNetConfig
 from minidiff.zoo import Diffusion, from_diffusers, load, to_diffusers
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Condition",
     "Denoiser",
     "Diffusion",
     "Frame",
@@ -46,4 +56,5 @@ __all__ = [
     "sample",
     "to_diffusers",
     "trajectory",
+    "transition",
 ]

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from minidiff.files import atomic
 
+HERE = Path(__file__).parent
+FOLDERS = (HERE / "checkpoints", HERE.parent / "data")  # of what ships: in a wheel, in a clone
 KEY = "minidiff"  # the metadata entry that holds our JSON
 
 
@@ -53,6 +55,19 @@ def find(name_or_path: str | Path, shipped: Callable[[], dict[str, Path]], what:
             f"{', '.join(known)}"
         )
     return known[str(name_or_path)]
+
+
+def shipped(kind: str) -> dict[str, Path]:
+    """The files of a kind ("diffusion", ...) that ship with minidiff: name -> file."""
+    found = [file for folder in FOLDERS for file in folder.glob("*.safetensors")]
+    return {file.stem: file for file in sorted(found) if _kind(file) == kind}
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        return about(path).get("kind")
+    except ValueError:  # a foreign or damaged file in the folder is none of ours
+        return None
 
 
 def about(path: str | Path) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from minidiff.denoiser import Denoiser, Network, Prediction, from_x0, network_time, reader
+from minidiff.condition import Condition, concatenate, expand
+from minidiff.denoiser import (
+    Denoiser,
+    Network,
+    Prediction,
+    from_x0,
+    network_time,
+    parametrisation,
+)
 from minidiff.schedule import NoiseLevel
 
 
@@ -39,29 +47,30 @@ def classifier_free(cond: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
 
 def weighted_prompts(
     network: Network,
-    conditions: Sequence[Tensor],
+    conditions: Sequence[Condition],
     weights: Sequence[float],
-    null: Tensor,
+    null: Condition,
     *,
     predicts: str = "eps",
 ) -> Denoiser:
     """Several weighted conditions in one batched call; `null` gets 1 - sum(weights).
 
-    Every condition has the batch's shape (B, ...), or one row for all of it. The rule is that of
-    v-diffusion's cfg_sample (Crowson 2021): one prompt of weight 3 is guidance of scale 3.
+    Every condition has a row for each image of the batch, or one row for all of it. The rule is
+    that of v-diffusion's cfg_sample (Crowson 2021): one prompt of weight 3 is guidance of scale 3.
+    ValueError for another number of weights, or weights that are not finite.
     """
     if len(conditions) != len(weights):
         raise ValueError(
             f"{len(conditions)} conditions but {len(weights)} weights: expected as many"
         )
     _check_sum([1 - sum(weights), *weights])
-    read = reader(predicts)
+    read = parametrisation(predicts).read
     shares = [1 - sum(weights), *weights]
 
     def denoise(x: Tensor, level: NoiseLevel) -> Prediction:
         n = len(shares)
-        many = torch.cat([x] * n)  # (n*B,3,H,W), condition by condition
-        condition = torch.cat([for_batch(c, len(x)) for c in (null, *conditions)])
+        many = torch.cat([x] * n)  # (n*B,C,H,W), condition by condition
+        condition = concatenate([expand(c, len(x)) for c in (null, *conditions)])
         out = network(many, network_time(many, level), condition).chunk(n)
         return read(x, level, sum(share * o for share, o in zip(shares, out, strict=True)))
 
@@ -86,7 +95,7 @@ def classifier(
     return guided
 
 
-def on_x0(
+def guide_by_x0(
     denoise: Denoiser,
     log_prob: Callable[[Tensor], Tensor],
     scale: float,
@@ -186,13 +195,6 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 0.995) -> Denoiser:
     return thresholded
 
 
-def for_batch(condition: Tensor, n: int) -> Tensor:
-    """One row of condition (1 or n, ...) for each of n images."""
-    if len(condition) not in (1, n):
-        raise ValueError(f"{len(condition)} conditions for {n} images: expected one, or one each")
-    return condition.expand(n, *condition.shape[1:])
-
-
 def _contrast(x0: Tensor) -> Tensor:
     """The standard deviation of each image (B,1,1,1), its channels together."""
     return x0.std(tuple(range(1, x0.ndim)), keepdim=True)
@@ -201,7 +203,8 @@ def _contrast(x0: Tensor) -> Tensor:
 def _push(
     x: Tensor, level: NoiseLevel, prediction: Prediction, scale: float, gradient: Tensor
 ) -> Prediction:
-    if scale == 0:  # exactly unguided, bit for bit
+    pure_noise = not isinstance(level.alpha, Tensor) and level.alpha == 0
+    if scale == 0 or pure_noise:  # exactly unguided, bit for bit; pure noise tells nothing to score
         return prediction
     eps = prediction.eps - scale * level.sigma * gradient
     x0 = prediction.x0 + scale * level.sigma**2 / level.alpha * gradient

@@ -15,25 +15,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from minidiff import checkpoint
 from minidiff.clip.model import AttentionPool
-from minidiff.data import images, shapes
 from minidiff.denoiser import network_time
-from minidiff.device import GroupNorm, best_device
-from minidiff.recipes import SMALL
-from minidiff.schedule import NoiseLevel, NoiseSchedule, add_noise
-from minidiff.training import TrainConfig, TrainingSet, draw_batch
-from minidiff.unet import Block, Down, TimeEmbedding, UNetConfig
-from minidiff.zoo import FOLDERS
+from minidiff.device import best_device
+from minidiff.layers import GroupNorm, TimeEmbedding
+from minidiff.schedule import NoiseLevel, NoiseSchedule
+from minidiff.unet import Block, Down, UNetConfig
 
-UNKNOWN = -100  # a label that teaches nothing: `cross_entropy` leaves it out
 ALONE = {"things": "one"}  # what a name of one thing's look says besides
 SCENE = ("things", "background")  # the heads that are no thing's look
 
@@ -46,7 +42,9 @@ class Encoder(nn.Module):
     def __init__(self, c: UNetConfig):
         super().__init__()
         self.config = c
-        self.time = TimeEmbedding(c)
+        self.time = TimeEmbedding(
+            c.channels, cosine_first=c.cosine_first, frequency_shift=c.frequency_shift
+        )
         width = c.channels * c.multipliers[0]
         self.stem = nn.Conv2d(c.in_channels * c.patch**2, width, 3, padding=1)
         self.down = nn.ModuleList()
@@ -147,153 +145,21 @@ class NoisyClassifier(nn.Module):
         return "; ".join(f"{head}: {', '.join(names)}" for head, names in self.heads.items())
 
 
-# ---------------------------------------------------------------------------------------- training
-
-
-class Classification(nn.Module):
-    """What `training.Run` needs to train a classifier on q(x_t | x_0), every t as often."""
-
-    def __init__(self, network: NoisyClassifier):
-        super().__init__()
-        self.network = network
-
-    def about(self) -> dict:
-        return {"predicts": "classes", "heads": [*self.network.heads]}
-
-    def batch(self, data: TrainingSet, config: TrainConfig, step: int) -> Sequence[Tensor]:
-        """x0 (B,3,H,W), t (B,) from 1, noise, and labels (B, heads)."""
-        return draw_batch(data, config, self.network.schedule.T, step)
-
-    def forward(self, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
-        level = self.network.schedule.level(t)
-        x = add_noise(x0, level, noise)
-        says = self.network(x, network_time(x, level)).values()
-        losses = [
-            F.nll_loss(part, wanted, ignore_index=UNKNOWN)
-            for part, wanted in zip(says, labels.T, strict=True)
-        ]
-        return sum(losses) / len(losses)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that a noisy classifier is made of."""
-
-    data: TrainingSet
-    network: UNetConfig
-    heads: dict[str, tuple[str, ...]]
-    train: TrainConfig
-    schedule: NoiseSchedule
-    size: int
-    card: dict
-
-    def objective(self) -> Classification:
-        """The classifier with fresh weights, those of the run's seed, and its loss."""
-        torch.manual_seed(self.train.seed)
-        return Classification(NoisyClassifier(self.network, self.heads, self.schedule, self.size))
-
-    def save(self, trained: Classification, path: Path, card: dict) -> None:
-        """Write the classifier itself, for `load`."""
-        trained.network.card = card
-        save(path, trained.network)
-
-
-NETWORK = replace(SMALL, channels=32, multipliers=(1, 2, 3), attention=(1, 2))
-TRAIN = TrainConfig(images=300_000, learning_rate=1e-3, drop_condition=0.0, weight_decay=0.05)
-HEADS = {
-    "things": ("one", "two"),
-    "background": shapes.BACKGROUNDS,
-    "position": shapes.POSITIONS,
-    "shape": shapes.SHAPES,
-    "colour": shapes.COLOURS,
-    "size": shapes.SIZES,
-    "texture": shapes.TEXTURES,
-}
-
-
-def noisy_shapes(shuffled: bool = False) -> Recipe:
-    """On the scenes that the shapes model has learnt, of one thing or two, and on its schedule.
-
-    The looks of things are learnt from scenes of one; a scene of two teaches that, and its
-    background. `shuffled` is the control: every image has another one's labels.
-    """
-    generator = Generator().manual_seed(300)
-    codes = shapes.random_codes(100_000, generator)
-    drawn = torch.cat(
-        [images.to_uint8(shapes.render(part, 32, generator)[0]) for part in codes.split(256)]
-    )
-    return _recipe(
-        TrainingSet(drawn, scene_labels(codes)),
-        HEADS,
-        replace(TRAIN, flip=False),
-        NoiseSchedule.linear(),
-        {
-            "description": "Names what is in a noisy picture of shapes, to guide by its gradient.",
-            "data": "100,000 scenes drawn by minidiff.data.shapes",
-            "licence": "MIT, as this project",
-            "limits": "It knows the scenes and the schedule of the shapes model alone. Of scenes "
-            "with two things it says only that, and their background.",
-        },
-        shuffled,
-    )
-
-
-def noisy_cifar10(shuffled: bool = False) -> Recipe:
-    """On the 50,000 training images of CIFAR-10, and on the schedule of the cifar10 model."""
-    data = images.cifar10()
-    return _recipe(
-        TrainingSet(data.images, data.labels[:, None]),
-        {"class": data.classes},
-        TRAIN,
-        NoiseSchedule.cosine(),
-        {
-            "description": "Names the class of a noisy CIFAR-10 picture, to guide by its gradient.",
-            "data": "the 50,000 training images of CIFAR-10 (Krizhevsky 2009)",
-            "licence": "none stated by its author",
-            "limits": "A small network: on sharp pictures it is no match for the classifier that "
-            "judges. It knows the schedule of the cifar10 model alone.",
-        },
-        shuffled,
-    )
-
-
-def scene_labels(codes: Tensor) -> Tensor:
-    """Labels (N, heads), in the order of HEADS, of scenes as codes (N, 11)."""
-    alone = codes[:, 2] == 0
-    looks = torch.where(alone[:, None], codes[:, [1, 3, 4, 5, 6]], UNKNOWN)
-    return torch.column_stack([(~alone).long(), codes[:, 0], looks])
-
-
-def _recipe(
-    data: TrainingSet,
-    heads: dict[str, tuple[str, ...]],
-    train: TrainConfig,
-    schedule: NoiseSchedule,
-    card: dict,
-    shuffled: bool,
-) -> Recipe:
-    labels = data.conditions
-    labels = labels.roll(1, dims=0) if shuffled else labels
-    data = TrainingSet(data.images, labels)
-    return Recipe(data, NETWORK, heads, train, schedule, 32, card)
-
-
 # --------------------------------------------------------------------------------------- the files
 
 
 def save(path: str | Path, model: NoisyClassifier) -> None:
     """Write a classifier in half precision, whole or not at all."""
     tensors = {name: value.half() for name, value in model.state_dict().items()}
-    tensors["alpha_bar"] = model.schedule.alpha_bar
+    tensors |= model.schedule.tables()
     about = {"kind": "noisy classifier", "network": asdict(model.config), "heads": model.heads}
     checkpoint.save(path, tensors, about | {"size": model.size, "card": model.card})
 
 
 def shipped() -> dict[str, Path]:
     """The noisy classifiers that come with minidiff: the model they guide -> file."""
-    ending = "_noisy_classifier"
-    found = [file for folder in FOLDERS for file in folder.glob(f"*{ending}.safetensors")]
-    return {file.stem.removesuffix(ending): file for file in sorted(found)}
+    found = checkpoint.shipped("noisy classifier")
+    return {name.removesuffix("_noisy_classifier"): file for name, file in found.items()}
 
 
 def load(name_or_path: str | Path, device: str | torch.device | None = None) -> NoisyClassifier:
@@ -306,7 +172,7 @@ def load(name_or_path: str | Path, device: str | torch.device | None = None) -> 
     tensors, about = checkpoint.load(path)
     if about.get("kind") != "noisy classifier":
         raise ValueError(f"{path} holds a {about.get('kind')}, not a noisy classifier")
-    schedule = NoiseSchedule(tensors.pop("alpha_bar"))
+    schedule = NoiseSchedule.take_tables(tensors)
     config = UNetConfig(**about["network"])
     model = NoisyClassifier(config, about["heads"], schedule, about["size"], about["card"])
     checkpoint.fill(model, tensors, str(path))  # copies half precision into float32

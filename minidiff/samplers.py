@@ -1,32 +1,58 @@
-"""Samplers: a step between two noise levels, and the loop along a path.
+"""Samplers: a step between two noise levels, the loop along a path, and inversion.
 
 A step is `(denoise, x, here, there, past=(), *, generator=None) -> (x_there, Prediction)`. Nothing
-is hidden between steps: `past` lists the (level, Prediction) of the steps before, latest last.
+is hidden between steps: `past` lists the (level, Prediction) pairs of the steps before, latest
+last. Every step is right for every (alpha, sigma): variance-preserving, variance-exploding, flow.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from minidiff.denoiser import Denoiser, Prediction
 from minidiff.noise import Randomness, per_image, randn
-from minidiff.schedule import NoiseLevel, add_noise, renoise
+from minidiff.schedule import NoiseLevel, add_noise, climbs, transition
 
 Past = Sequence[tuple[NoiseLevel, Prediction]]
-Step = Callable[..., tuple[Tensor, Prediction]]
+Edit = Callable[[Tensor, NoiseLevel], Tensor]  # edit(x, level) -> x
+Climb = Callable[[Tensor, NoiseLevel, NoiseLevel, Tensor], Tensor]  # (x, here, there, noise) -> x
+
+REMEMBERED = 3  # steps that `past` holds: a linear multistep method of order 4 needs no more
+
+
+class Step(Protocol):
+    """One move from `here` to `there`, which is less noisy. A step that draws noise draws it from
+    `generator`. Its attribute `spacing`, if it has one, names the path that suits it."""
+
+    def __call__(
+        self,
+        denoise: Denoiser,
+        x: Tensor,
+        here: NoiseLevel,
+        there: NoiseLevel,
+        past: Past = (),
+        *,
+        generator: Randomness = None,
+    ) -> tuple[Tensor, Prediction]: ...
 
 
 class Frame(NamedTuple):
-    """An image at its level, and the prediction it was made from (None for a climb)."""
+    """An image x at its level; the prediction it was made from, and the level `before` the move,
+    where that prediction was made. A climb makes no prediction: it is then None."""
 
     x: Tensor
     level: NoiseLevel
     prediction: Prediction | None
+    before: NoiseLevel
+
+
+# ----------------------------------------------------------------------------------------- steps
 
 
 def ddpm_step(
@@ -39,24 +65,20 @@ def ddpm_step(
     variance: str = "small",
     generator: Randomness = None,
 ) -> tuple[Tensor, Prediction]:
-    """Ancestral sampling (Ho et al. 2020, equations 6, 7 and algorithm 2), levels may be skipped.
+    """Ancestral sampling (Ho et al. 2020, equations 6, 7 and algorithm 2); levels may be skipped.
 
-    "small" is the variance of q(x_there | x_here, x0), "large" is beta itself. No noise is added
-    on the move to the clean image.
+    "small" is the variance of q(x_there | x_here, x0), "large" that of q(x_here | x_there), DDPM's
+    beta. No noise is added on the move to the clean image.
     """
+    if variance not in ("small", "large"):
+        raise ValueError(f"unknown variance {variance!r}: expected small or large")
     prediction = denoise(x, here)
     if there.sigma == 0:
         return prediction.x0, prediction
-    ratio = here.alpha / there.alpha  # sqrt(1 - beta)
-    beta = 1 - ratio**2
+    ratio, beta = transition(there, here)
     mean = there.alpha * beta / here.sigma**2 * prediction.x0
     mean = mean + ratio * there.sigma**2 / here.sigma**2 * x
-    if variance == "small":
-        std = math.sqrt(beta) * there.sigma / here.sigma
-    elif variance == "large":
-        std = math.sqrt(beta)
-    else:
-        raise ValueError(f"unknown variance {variance!r}: expected small or large")
+    std = math.sqrt(beta) * (there.sigma / here.sigma if variance == "small" else 1)
     return mean + std * randn(x.shape, generator, like=x), prediction
 
 
@@ -70,11 +92,15 @@ def ddim_step(
     eta: float = 0.0,
     generator: Randomness = None,
 ) -> tuple[Tensor, Prediction]:
-    """DDIM (Song et al. 2021, equations 12 and 16): eta 0 is deterministic, eta 1 is DDPM."""
+    """DDIM (Song et al. 2021, equations 12 and 16): eta 0 is deterministic, eta 1 is DDPM.
+
+    On a flow schedule with eta 0 it is Euler's step along the velocity eps - x0.
+    """
     prediction = denoise(x, here)
     if eta == 0:
         return add_noise(prediction.x0, there, prediction.eps), prediction
-    std = eta * there.sigma / here.sigma * math.sqrt(1 - (here.alpha / there.alpha) ** 2)
+    _, beta = transition(there, here)
+    std = eta * there.sigma / here.sigma * math.sqrt(beta)
     if std > there.sigma:
         raise ValueError(f"eta = {eta} adds more noise than level t = {there.t} holds")
     kept = math.sqrt(there.sigma**2 - std**2)
@@ -93,10 +119,13 @@ def heun_step(
 ) -> tuple[Tensor, Prediction]:
     """EDM's second-order step (Karras et al. 2022, algorithm 1 without churn).
 
-    In y = x/alpha and s = sigma/alpha the slope dy/ds is eps itself. Two network calls, one on the
-    move to the clean image.
+    In y = x/alpha and s = sigma/alpha the slope dy/ds is eps itself. Two network calls; one, which
+    is DDIM, on the move to the clean image and from pure noise (alpha = 0), where s is infinite.
+    Best on the "log_snr" path: at low alpha a long step in s magnifies every error of eps.
     """
     prediction = denoise(x, here)
+    if here.alpha == 0:
+        return add_noise(prediction.x0, there, prediction.eps), prediction
     y, move = x / here.alpha, there.sigma / there.alpha - here.sigma / here.alpha
     euler = there.alpha * (y + move * prediction.eps)
     if there.sigma == 0:
@@ -123,7 +152,9 @@ def dpmpp_2m_step(
     if there.sigma == 0:
         return prediction.x0, prediction
     x0, h = prediction.x0, _log_snr(there) - _log_snr(here)
-    if past and there.sigma < here.sigma < past[-1][0].sigma:  # a level given twice teaches nothing
+    if (
+        past and climbs(here, past[-1][0]) and climbs(there, here)
+    ):  # a level given twice teaches nothing
         before, earlier = past[-1]
         r = (_log_snr(here) - _log_snr(before)) / h
         x0 = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * earlier.x0
@@ -131,7 +162,21 @@ def dpmpp_2m_step(
 
 
 def _log_snr(level: NoiseLevel) -> float:
-    return math.log(level.alpha / level.sigma)
+    return math.log(level.alpha / level.sigma) if level.alpha > 0 else -math.inf
+
+
+# The other steps are at their best on the default path, "trailing".
+heun_step.spacing = dpmpp_2m_step.spacing = "log_snr"
+
+
+def spacing_for(step: Step) -> str:
+    """The spacing of a path that suits a step: its attribute `spacing`, else "trailing"."""
+    while isinstance(step, partial):
+        step = step.func
+    return getattr(step, "spacing", "trailing")
+
+
+# ------------------------------------------------------------------------------------------ loops
 
 
 def trajectory(
@@ -140,34 +185,32 @@ def trajectory(
     x: Tensor,
     path: Sequence[NoiseLevel],
     *,
-    edit: Callable[[Tensor, NoiseLevel], Tensor] | None = None,
-    climb: Callable[[Tensor, NoiseLevel, NoiseLevel], Tensor] | None = None,
+    edit: Edit | None = None,
+    climb: Climb | None = None,
     generator: Randomness = None,
 ) -> Iterator[Frame]:
-    """Walk x (B,3,H,W) along `path`, a Frame a move.
+    """Walk x (B,C,H,W) along `path`, a Frame a move.
 
-    `edit(x, level) -> x` follows every move; `climb(x, here, there) -> x` replaces the step where
-    the path goes up (ValueError if it does and there is no climb); `renoise` itself, given as
-    climb, draws from `generator` as the steps do. Gradients flow through.
+    `edit(x, level) -> x` follows every move; `climb(x, here, there, noise) -> x`, such as
+    `renoise`, replaces the step where the path goes up (ValueError if it does and there is no
+    climb). Its noise comes from `generator`, as that of the steps. Gradients flow through.
     """
     if len(path) < 2:
         raise ValueError(f"a path of {len(path)} levels goes nowhere: expected at least 2")
     generator = per_image(generator, len(x))
-    past: Past = ()
+    past: Past = ()  # since the last climb
     for here, there in zip(path[:-1], path[1:], strict=True):
         prediction = None
-        if there.sigma > here.sigma:
+        if climbs(here, there):
             if climb is None:
                 raise ValueError(f"the path climbs from t = {here.t} to {there.t}: pass climb=")
-            # renoise is given its noise from here: a seed then settles the climbs too
-            noise = (randn(x.shape, generator, like=x),) if climb is renoise else ()
-            x, past = climb(x, here, there, *noise), ()
+            x, past = climb(x, here, there, randn(x.shape, generator, like=x)), ()
         else:
             x, prediction = step(denoise, x, here, there, past, generator=generator)
-            past = ((here, prediction),)
+            past = (*past, (here, prediction))[-REMEMBERED:]
         if edit is not None:
             x = edit(x, there)
-        yield Frame(x, there, prediction)
+        yield Frame(x, there, prediction, here)
 
 
 @torch.no_grad()
@@ -177,8 +220,8 @@ def sample(
     x: Tensor,
     path: Sequence[NoiseLevel],
     *,
-    edit: Callable[[Tensor, NoiseLevel], Tensor] | None = None,
-    climb: Callable[[Tensor, NoiseLevel, NoiseLevel], Tensor] | None = None,
+    edit: Edit | None = None,
+    climb: Climb | None = None,
     generator: Randomness = None,
     progress: bool = False,
 ) -> Tensor:
@@ -194,20 +237,28 @@ def sample(
 
 
 @torch.no_grad()
-def invert(denoise: Denoiser, x0: Tensor, path: Sequence[NoiseLevel]) -> Tensor:
+def invert(
+    denoise: Denoiser,
+    x0: Tensor,
+    path: Sequence[NoiseLevel],
+    *,
+    lowest: NoiseLevel | None = None,
+) -> Tensor:
     """DDIM the other way (Song et al. 2021, section 5.4): from the image to its noise.
 
     `path` is the one that sampling goes down; inversion climbs exactly its levels, S calls for S
-    steps, with eps evaluated at the level x is on. Use no guidance and no clamping.
+    steps, with eps evaluated at the level x is on. The clean image has no eps of its own: it is
+    read at `lowest`, the schedule's `level(1)`; if that is not given, at the path's lowest noisy
+    level. Use no guidance and no clamping. ValueError unless the path ends at the clean image.
     """
     up = sorted(path, key=lambda level: level.sigma)
     if len(up) < 2 or up[0].sigma != 0:
         raise ValueError("inversion starts at the clean image: expected a path that ends at t = 0")
+    lowest = lowest or up[1]
     x = x0
     for here, there in zip(up[:-1], up[1:], strict=True):
-        if here.sigma == 0:
-            # the clean image is its own x0; its eps is read at DDPM's lowest noise, t = 1
-            prediction = Prediction(x, denoise(x, NoiseLevel(1, math.sqrt(1 - 1e-4), 0.01)).eps)
+        if here.sigma == 0:  # the clean image is its own x0
+            prediction = Prediction(x, denoise(x, lowest).eps)
         else:
             prediction = denoise(x, here)
         x = add_noise(prediction.x0, there, prediction.eps)

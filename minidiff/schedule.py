@@ -1,10 +1,13 @@
-"""Noise levels: the forward process q(x_t | x_0) of DDPM (Ho et al. 2020, equation 4)."""
+"""Noise levels: the forward process q(x_t | x_0) of DDPM (Ho et al. 2020, equation 4) and of its
+relatives, as three numbers. Nothing here assumes alpha^2 + sigma^2 = 1.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -15,7 +18,7 @@ class NoiseLevel(NamedTuple):
     """A point on the schedule: `x_t = alpha * x0 + sigma * eps`.
 
     Numbers when sampling, (B,1,1,1) tensors when training. t = 0 is the clean image; networks are
-    given t - 1. `alpha = sqrt(alpha_bar)`, `sigma = sqrt(1 - alpha_bar)`.
+    given t - 1.
     """
 
     t: float | Tensor
@@ -25,21 +28,46 @@ class NoiseLevel(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """One float64 table `alpha_bar[0..T]`: index 0 is the clean image, 1..T are noisy."""
+    """Two float64 tables, alpha[0..T] and sigma[0..T]: index 0 is the clean image, 1..T are noisy.
 
-    alpha_bar: Tensor
-    _tables: dict = field(default_factory=dict, init=False, repr=False)
+    sigma/alpha rises strictly. alpha may be 0 at T, where nothing is left of the image. ValueError
+    for other tables.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    _on_device: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
-        table = torch.as_tensor(self.alpha_bar, dtype=torch.float64).cpu()
-        falls = table.ndim == 1 and len(table) > 1 and table[0] == 1 and (table.diff() < 0).all()
-        if not (falls and table[-1] > 0):
-            raise ValueError("alpha_bar must fall strictly from 1 (clean) to a value above 0")
-        object.__setattr__(self, "alpha_bar", table)
+        alpha, sigma = (
+            torch.as_tensor(table, dtype=torch.float64).cpu() for table in (self.alpha, self.sigma)
+        )
+        if alpha.ndim != 1 or alpha.shape != sigma.shape or len(alpha) < 2:
+            raise ValueError(
+                f"alpha has shape {tuple(alpha.shape)}, sigma {tuple(sigma.shape)}: expected two "
+                "tables of one length, of the clean image and at least one noisy level"
+            )
+        if alpha[0] != 1 or sigma[0] != 0:
+            raise ValueError("the tables must begin with the clean image, alpha = 1 and sigma = 0")
+        inside = (alpha[:-1] > 0).all() and alpha[-1] >= 0 and (sigma[1:] > 0).all()
+        rises = (sigma[1:] * alpha[:-1] > sigma[:-1] * alpha[1:]).all()
+        if not (inside and rises and alpha.isfinite().all() and sigma.isfinite().all()):
+            raise ValueError(
+                "sigma/alpha must rise strictly with t, with alpha above 0 (0 at T at the earliest)"
+            )
+        object.__setattr__(self, "alpha", alpha)
+        object.__setattr__(self, "sigma", sigma)
 
-    @property
-    def T(self) -> int:
-        return len(self.alpha_bar) - 1
+    # ---------------------------------------------------------------------------- the schedules
+
+    @classmethod
+    def from_alpha_bar(cls, alpha_bar: Sequence[float] | Tensor) -> NoiseSchedule:
+        """A variance-preserving schedule: alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar)."""
+        table = torch.as_tensor(alpha_bar, dtype=torch.float64)
+        falls = table.ndim == 1 and len(table) > 1 and table[0] == 1 and (table.diff() < 0).all()
+        if not (falls and table[-1] >= 0):
+            raise ValueError("alpha_bar must fall strictly from 1 (clean) to a value not below 0")
+        return cls(table.sqrt(), (1 - table).sqrt())
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | Tensor) -> NoiseSchedule:
@@ -47,7 +75,7 @@ class NoiseSchedule:
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
             raise ValueError("betas must be a list of numbers strictly between 0 and 1")
-        return cls(torch.cat([betas.new_ones(1), torch.cumprod(1 - betas, 0)]))
+        return cls.from_alpha_bar(torch.cat([betas.new_ones(1), torch.cumprod(1 - betas, 0)]))
 
     @classmethod
     def linear(
@@ -62,11 +90,88 @@ class NoiseSchedule:
         f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2)
         return cls.from_betas((1 - (f[1:] / f[:-1]) ** 2).clamp(max=0.999))
 
+    @classmethod
+    def flow(cls, T: int = 1000) -> NoiseSchedule:
+        """alpha = 1 - t/T, sigma = t/T: the straight lines of rectified flow (Liu et al. 2023) and
+        of flow matching with optimal-transport paths (Lipman et al. 2023). At T nothing is left of
+        the image, so a network cannot predict eps there: "flow", "v" and "x0" work."""
+        sigma = torch.arange(T + 1, dtype=torch.float64) / T
+        return cls(1 - sigma, sigma)
+
+    @classmethod
+    def ve(cls, T: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0) -> NoiseSchedule:
+        """alpha = 1, sigma geometric from sigma_min at t = 1 to sigma_max at T: the
+        variance-exploding process (Song et al. 2021, score SDE, appendix C)."""
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(
+                f"sigma_min {sigma_min}, sigma_max {sigma_max}: expected 0 < sigma_min < sigma_max"
+            )
+        share = torch.arange(T, dtype=torch.float64) / max(T - 1, 1)
+        if T == 1:
+            share = share + 1
+        noisy = sigma_min * (sigma_max / sigma_min) ** share
+        return cls(torch.ones(T + 1), torch.cat([torch.zeros(1), noisy]))
+
+    # --------------------------------------------------------------------------- what it says
+
+    @property
+    def T(self) -> int:
+        return len(self.alpha) - 1
+
+    @cached_property
+    def preserves_variance(self) -> bool:
+        """Whether alpha^2 + sigma^2 = 1 at all levels."""
+        norm = self.alpha.square() + self.sigma.square()
+        return torch.allclose(norm, torch.ones_like(norm), rtol=0, atol=1e-9)
+
+    @property
+    def alpha_bar(self) -> Tensor:
+        """alpha^2, DDPM's table; ValueError for a schedule that does not preserve the variance."""
+        if not self.preserves_variance:
+            raise ValueError("alpha_bar belongs to variance-preserving schedules: use alpha, sigma")
+        return self.alpha.square()
+
+    @cached_property
+    def log_snr(self) -> Tensor:
+        """log(alpha / sigma) of 0..T: inf for the clean image, -inf where alpha is 0."""
+        return self.alpha.log() - self.sigma.log()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NoiseSchedule):
+            return NotImplemented
+        return torch.equal(self.alpha, other.alpha) and torch.equal(self.sigma, other.sigma)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        kind = "variance-preserving" if self.preserves_variance else "general"
+        return (
+            f"NoiseSchedule({kind}, T = {self.T}, sigma/alpha from "
+            f"{math.exp(-self.log_snr[1]):.3g} to {math.exp(min(-self.log_snr[-1], 700)):.3g})"
+        )
+
+    def tables(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of it; `take_tables` makes the schedule again."""
+        return {"alpha": self.alpha, "sigma": self.sigma}
+
+    @classmethod
+    def take_tables(cls, tensors: dict[str, Tensor]) -> NoiseSchedule:
+        """The schedule of a checkpoint, whose tables are taken out of its tensors.
+
+        Files of version 1 kept alpha_bar alone. KeyError if there is neither.
+        """
+        if "alpha_bar" in tensors:
+            return cls.from_alpha_bar(tensors.pop("alpha_bar"))
+        return cls(tensors.pop("alpha"), tensors.pop("sigma"))
+
+    # -------------------------------------------------------------------------- levels and paths
+
     def level(self, t: float | Tensor) -> NoiseLevel:
         """The level of t in [0, T].
 
-        A (B,) integer tensor gives float32 (B,1,1,1) tensors on its device, for training. A number
-        gives numbers; between two integers the log signal-to-noise ratio is interpolated.
+        A (B,) tensor, of integers or floats, gives float32 (B,1,1,1) tensors on its device, for
+        training. A number gives numbers. Between two whole t, a variance-preserving schedule
+        interpolates the log signal-to-noise ratio, any other one alpha and sigma.
         Raises ValueError outside [0, T].
         """
         if isinstance(t, Tensor) and t.ndim > 0:
@@ -75,33 +180,61 @@ class NoiseSchedule:
         if not 0 <= t <= self.T:
             raise ValueError(f"t = {t:g} is not on the schedule: expected 0 <= t <= {self.T}")
         if t == int(t):
-            a = self.alpha_bar[int(t)].item()
-            return NoiseLevel(int(t), math.sqrt(a), math.sqrt(1 - a))
-        if t < 1:  # the log ratio is infinite at the clean image: interpolate the variance there
-            sigma2 = t * (1 - self.alpha_bar[1].item())
-            return NoiseLevel(t, math.sqrt(1 - sigma2), math.sqrt(sigma2))
-        below, part = int(t), t - int(t)
-        low, high = torch.logit(self.alpha_bar[below : below + 2]).tolist()
-        a = torch.sigmoid(torch.tensor(low + part * (high - low), dtype=torch.float64)).item()
-        return NoiseLevel(t, math.sqrt(a), math.sqrt(1 - a))
+            return NoiseLevel(int(t), self.alpha[int(t)].item(), self.sigma[int(t)].item())
+        alpha, sigma = self._between(torch.tensor(t, dtype=torch.float64), self.alpha, self.sigma)
+        return NoiseLevel(t, alpha.item(), sigma.item())
 
     def _levels(self, t: Tensor) -> NoiseLevel:
-        if t.is_floating_point() or t.ndim != 1:
-            raise ValueError(f"expected a (B,) integer tensor of levels, got {t.dtype} {t.shape}")
-        if t.device.type == "cpu" and (t.min() < 0 or t.max() > self.T):  # a GPU asserts by itself
+        if t.ndim != 1 or t.is_complex() or t.dtype == torch.bool:
+            raise ValueError(f"expected a (B,) tensor of levels, got {tuple(t.shape)} of {t.dtype}")
+        # a GPU is not asked, and waited for: it asserts by itself
+        if t.device.type == "cpu" and not (t.min() >= 0 and t.max() <= self.T):
             raise ValueError(f"levels must lie in 0..{self.T}, got {t.min()}..{t.max()}")
-        if t.device not in self._tables:
-            pair = torch.stack([self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()])
-            self._tables[t.device] = pair.float().to(t.device)
-        alpha, sigma = self._tables[t.device][:, t].reshape(2, -1, 1, 1, 1)
-        return NoiseLevel(t.reshape(-1, 1, 1, 1), alpha, sigma)
+        if t.is_floating_point():
+            exact = "cpu" if t.device.type == "mps" else t.device  # which has no float64
+            tables = self._tables(torch.device(exact), torch.float64)
+            alpha, sigma = (
+                part.to(t.device, torch.float32)
+                for part in self._between(t.to(exact, torch.float64), *tables)
+            )
+        else:
+            alpha, sigma = self._tables(t.device, torch.float32)[:, t]
+        return NoiseLevel(*(part.reshape(-1, 1, 1, 1) for part in (t, alpha, sigma)))
+
+    def _tables(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """alpha and sigma (2, T+1), kept where training reads them at every step."""
+        if (device, dtype) not in self._on_device:
+            pair = torch.stack([self.alpha, self.sigma])
+            self._on_device[device, dtype] = pair.to(dtype).to(device)
+        return self._on_device[device, dtype]
+
+    def _between(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at any t (...), in float64."""
+        below = t.floor().long().clamp(max=self.T - 1)
+        part = t - below
+        if not self.preserves_variance:
+            return tuple(table[below].lerp(table[below + 1], part) for table in (alpha, sigma))
+        log_snr = 2 * (alpha.log() - sigma.log())  # of the variances
+        low, high = log_snr[below], log_snr[below + 1]
+        variance = torch.sigmoid(-low - part * (high - low))
+        # the ratio is infinite at the clean image, and may be 0 at T: interpolate the variance
+        ends = (below == 0) | high.isinf()
+        variance = torch.where(
+            ends, sigma[below].square().lerp(sigma[below + 1].square(), part), variance
+        )
+        whole = part == 0
+        kept = (1 - variance).sqrt()
+        return torch.where(whole, alpha[below], kept), torch.where(
+            whole, sigma[below], variance.sqrt()
+        )
 
     def path(self, steps: int | Sequence[float], spacing: str = "trailing") -> list[NoiseLevel]:
         """The levels a sampler visits: `steps` noisy ones going down, then the clean one, t = 0.
 
         "trailing" starts at T and steps by T/S; "leading" steps by T//S and ends at t = 1;
         "linspace" visits both T and 1; "log_snr" spaces log(alpha/sigma) evenly from T to 1
-        (DPM-Solver's grid; t is then fractional). A list of t is taken as it is.
+        (DPM-Solver's grid; t is then fractional), or from T - 1 where alpha is 0 at T. A list of t
+        is taken as it is.
         """
         if isinstance(steps, Iterable):
             return [self.level(t) for t in steps]
@@ -125,15 +258,45 @@ class NoiseSchedule:
         return [self.level(t) for t in [*ts, 0]]
 
     def _even_in_log_snr(self, steps: int) -> list[float]:
-        if self.T == 1:
-            return [1]
-        log_snr = torch.logit(self.alpha_bar[1:])  # falls with t = 1..T
+        if self.T == 1 or steps == 1:
+            return [self.T]
+        if self.alpha[-1] == 0:  # pure noise, then an even grid from the next level on
+            top, first = self.T - 1, [self.T]
+        else:
+            top, first = self.T, []
+        steps -= len(first)
+        log_snr = self.log_snr[1 : top + 1]  # falls with t = 1..top
+        if top == 1:
+            return [*first, 1]
         wanted = torch.linspace(log_snr[-1].item(), log_snr[0].item(), steps, dtype=torch.float64)
         rising = log_snr.flip(0)
-        right = torch.searchsorted(rising, wanted).clamp(1, self.T - 1)
+        right = torch.searchsorted(rising, wanted).clamp(1, top - 1)
         low, high = rising[right - 1], rising[right]
         part = (wanted - low) / (high - low)
-        return (self.T - (right - 1 + part)).clamp(1, self.T).tolist()
+        return [*first, *(top - (right - 1 + part)).clamp(1, top).tolist()]
+
+
+def transition(low: NoiseLevel, high: NoiseLevel) -> tuple[float | Tensor, float | Tensor]:
+    """(ratio, variance) of q(x_high | x_low) = N(ratio * x_low, variance), `high` being noisier.
+
+    ratio = high.alpha / low.alpha and variance = high.sigma^2 - (ratio * low.sigma)^2: in DDPM's
+    terms sqrt(1 - beta) and beta (equation 2). ValueError if `high` is the less noisy one.
+    """
+    if not isinstance(low.alpha, Tensor):
+        if low.alpha == 0:
+            raise ValueError(f"t = {low.t} is pure noise: no level is noisier")
+        if high.sigma * low.alpha < low.sigma * high.alpha:
+            raise ValueError(
+                f"t = {high.t} must be noisier than t = {low.t}: expected a move up the schedule"
+            )
+    ratio = high.alpha / low.alpha
+    variance = high.sigma**2 - (ratio * low.sigma) ** 2
+    return ratio, variance if isinstance(variance, Tensor) else max(variance, 0.0)
+
+
+def climbs(here: NoiseLevel, there: NoiseLevel) -> bool:
+    """Whether the move from `here` to `there` goes up, to more noise."""
+    return there.sigma * here.alpha > here.sigma * there.alpha
 
 
 def jumps(steps: int, length: int, times: int) -> list[int]:
@@ -169,16 +332,10 @@ def add_noise(x0: Tensor, level: NoiseLevel, noise: Tensor) -> Tensor:
     return weighted_sum(level.alpha, x0, level.sigma, noise)
 
 
-def renoise(x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Tensor | None = None) -> Tensor:
+def renoise(x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Tensor) -> Tensor:
     """A draw of q(x_there | x_here), for `there` noisier than `here` (DDPM, equation 2).
 
-    As it stands it is the `climb` of a trajectory, which gives it noise of its own generator;
-    without `noise` it draws from torch's state.
+    `noise` is standard normal, of x's shape. It is the `climb` of a trajectory.
     """
-    ratio = there.alpha / here.alpha
-    variance = there.sigma**2 - (ratio * here.sigma) ** 2
-    if not isinstance(variance, Tensor) and variance < 0:
-        raise ValueError(
-            f"renoise goes up: t = {there.t} must be noisier than t = {here.t} it starts from"
-        )
-    return ratio * x + variance**0.5 * (torch.randn_like(x) if noise is None else noise)
+    ratio, variance = transition(here, there)
+    return ratio * x + variance**0.5 * noise

@@ -1,4 +1,5 @@
-"""A small text encoder over words, trained together with the network it serves.
+"""Encoders of prompts: class names, and a small text encoder over words, trained together with the
+network it serves.
 
 As in GLIDE (Nichol et al. 2021): bidirectional attention, positions where the caption has no word
 get a learned vector of their own, and the empty caption is the null condition.
@@ -10,12 +11,16 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.device import attention
+from minidiff.condition import Condition
+from minidiff.layers import attention
+
+Prompt = str | int | None  # a caption, the name or number of a class, or nothing
 
 PADDING = 0
 LISTED = 60  # words: of a larger vocabulary an error names only those that look alike
@@ -64,7 +69,9 @@ class TransformerBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """ids (B, length) -> tokens (B, length, width)."""
+    """encoder(ids (B, length)) -> Condition of tokens (B, length, width)."""
+
+    takes = "captions"
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -79,11 +86,14 @@ class TextEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
 
-    def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Captions to ids (B, length); "" is the null caption.
+    def tokenize(self, captions: Sequence[Prompt]) -> Tensor:
+        """Captions to ids (B, length); "" or None is the null caption.
 
-        ValueError for a word outside the vocabulary or a caption of too many words.
+        ValueError for a word outside the vocabulary, a caption of too many words, and a number.
         """
+        captions = ["" if caption is None else caption for caption in captions]
+        if numbers := [caption for caption in captions if not isinstance(caption, str)]:
+            raise ValueError(f"this model takes captions, not the number {numbers[0]}")
         ids = torch.full((len(captions), self.config.length), PADDING)
         for row, caption in zip(ids, captions, strict=True):
             written = words_of(caption)
@@ -108,8 +118,45 @@ class TextEncoder(nn.Module):
         alike = f", such as {', '.join(near)}" if near else ", none like it"
         return f"; {len(known)} words are known{alike}"
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Condition:
         x = self.embedding(ids) + self.positions  # (B, length, width)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return Condition(tokens=self.norm(x))
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """Names of classes as an encoder: encoder(ids (B,)) -> Condition of labels (B,).
+
+    The label after the last one stands for "no class", if there is one.
+    """
+
+    names: tuple[str, ...]
+    has_null: bool = True
+    takes = "classes"
+
+    def __post_init__(self):
+        object.__setattr__(self, "names", tuple(self.names))
+
+    @property
+    def config(self) -> ClassLabels:
+        return self
+
+    def tokenize(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Names or numbers of classes to labels (B,); ValueError for others."""
+        return torch.tensor([self.label(prompt) for prompt in prompts])
+
+    def __call__(self, ids: Tensor) -> Condition:
+        return Condition(label=ids)
+
+    def label(self, prompt: Prompt) -> int:
+        if prompt is None or prompt == "":
+            if not self.has_null:
+                raise ValueError(f"this model needs a class: one of {', '.join(self.names)}")
+            return len(self.names)
+        if prompt in self.names:
+            return self.names.index(prompt)
+        if isinstance(prompt, Integral) and 0 <= prompt < len(self.names):  # numpy's, too
+            return int(prompt)
+        raise ValueError(f"unknown class {prompt!r}: expected one of {', '.join(self.names)}")

@@ -1,5 +1,5 @@
-"""The network: DDPM's UNet (Ho et al. 2020, appendix B), with class labels or a sequence of tokens
-as condition. Read it from top to bottom: time embedding, residual block, attention, UNet.
+"""The network: DDPM's UNet (Ho et al. 2020, appendix B), with any `Condition`. Read it from top
+to bottom: residual block, attention, UNet; the time embedding is in layers.py.
 
 A `tap(site, value) -> value` sees, and may replace, values inside. Sites: "down0", "mid.first",
 "mid", "up0" (a block's output, (B,C,H,W)) and "up1.self.probs", "up1.cross.probs" (attention,
@@ -9,24 +9,29 @@ its sites once a block, in order: probabilities first, then the block.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.device import GroupNorm, UpsamplingConv, attention, silu
-
-SiteTap = Callable[[str, Tensor], Tensor]
+from minidiff.condition import Condition
+from minidiff.layers import (
+    GroupNorm,
+    SiteTap,
+    TimeEmbedding,
+    UpsamplingConv,
+    attention,
+    silu,
+    zeros,
+)
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """The sizes of a UNet; the defaults are DDPM's CIFAR-10 network, 35.7M parameters."""
 
-    in_channels: int = 3  # more than out_channels when an image is concatenated to the noisy one
+    in_channels: int = 3  # those of the noisy image, and of a condition's image if there is one
     out_channels: int = 3
     channels: int = 128  # width at full resolution
     multipliers: tuple[int, ...] = (1, 2, 2, 2)  # of the width, one a level; each halves the size
@@ -37,6 +42,7 @@ class UNetConfig:
     classes: int = 0  # number of class labels
     null_class: bool = True  # one label more, `classes`, that stands for "no class"
     context_dim: int = 0  # channels of a token sequence, 0 for none
+    vector_dim: int = 0  # length of a vector that joins the time embedding, 0 for none
     patch: int = 1  # 2: work on 2x2 pixels folded into channels, a quarter of the cost
     groups: int = 32  # of group normalisation
     norm_eps: float = 1e-6
@@ -54,31 +60,12 @@ class UNetConfig:
             raise ValueError("a UNet needs a level; channels, multipliers, blocks and patch from 1")
         if not {*self.attention, *self.cross_attention} <= set(levels):
             raise ValueError(f"attention is asked for at a level that is not one of {list(levels)}")
-        if self.classes and self.context_dim:
-            raise ValueError("a UNet is given labels or tokens: set classes or context_dim")
         for width in (self.channels * m for m in self.multipliers):
             if width % self.groups or width % (self.head_dim or width) or width % self.patch**2:
                 raise ValueError(
                     f"a level of {width} channels does not divide into {self.groups} groups, heads "
                     f"of {self.head_dim or width} and patches of {self.patch**2} pixels"
                 )
-
-
-class TimeEmbedding(nn.Module):
-    """Sines and cosines of the time at geometric frequencies, then a small network."""
-
-    def __init__(self, c: UNetConfig):
-        super().__init__()
-        self.config = c
-        self.linear1 = nn.Linear(c.channels, 4 * c.channels)
-        self.linear2 = nn.Linear(4 * c.channels, 4 * c.channels)
-
-    def forward(self, t: Tensor) -> Tensor:
-        half = self.config.channels // 2
-        steps = torch.arange(half, device=t.device) / (half - self.config.frequency_shift)
-        angles = t.float()[:, None] * torch.exp(-math.log(10000) * steps)  # (B, half)
-        waves = [angles.sin(), angles.cos()][:: -1 if self.config.cosine_first else 1]
-        return self.linear2(F.silu(self.linear1(torch.cat(waves, dim=1))))  # (B, 4*channels)
 
 
 class ResidualBlock(nn.Module):
@@ -187,7 +174,10 @@ class UNet(nn.Module):
     """network(x, t, condition) -> out, with t (B,) from 0 to T-1.
 
     x is (B, in_channels, H, W), with H and W divisible by patch * 2^(levels-1); out is
-    (B, out_channels, H, W). The condition is (B,) labels, (B, L, context_dim) tokens or None.
+    (B, out_channels, H, W). The condition has label (B,) where there are classes, tokens
+    (B, L, context_dim) and vector (B, vector_dim) where these have a size; its image (B,C,H,W) is
+    concatenated to x, and the two have in_channels together. ValueError for other shapes, and for a
+    field that the network does not take.
     """
 
     def __init__(self, config: UNetConfig):
@@ -195,9 +185,12 @@ class UNet(nn.Module):
         self.config = c = config
         widths = [c.channels * m for m in c.multipliers]
         emb = 4 * c.channels
-        self.time = TimeEmbedding(c)
+        self.time = TimeEmbedding(
+            c.channels, cosine_first=c.cosine_first, frequency_shift=c.frequency_shift
+        )
         self.labels = nn.Embedding(c.classes + c.null_class, emb) if c.classes else None
         self.pooled = nn.Linear(c.context_dim, emb) if c.context_dim else None
+        self.vector = nn.Linear(c.vector_dim, emb) if c.vector_dim else None
         self.stem = nn.Conv2d(c.in_channels * c.patch**2, widths[0], 3, padding=1)
 
         self.down = nn.ModuleList()  # one list of blocks a level, then one that halves the size
@@ -232,9 +225,22 @@ class UNet(nn.Module):
         self.head = zeros(nn.Conv2d(fine, c.out_channels, 3, padding=1))
 
     def forward(
-        self, x: Tensor, t: Tensor, condition: Tensor | None = None, *, tap: SiteTap | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Condition | None = None,
+        *,
+        tap: SiteTap | None = None,
     ) -> Tensor:
-        context, emb = self.embed(x, t, condition)
+        given = Condition() if condition is None else condition
+        if not isinstance(given, Condition):
+            raise ValueError(
+                f"the condition is a {type(given).__name__}: expected minidiff.Condition or None"
+            )
+        if given.image is not None:
+            x = torch.cat([x, given.image], dim=1)  # (B, in_channels, H, W)
+        self._check(x, t, given)
+        context, emb = given.tokens, self.embed(t, given)
         h = self.stem(F.pixel_unshuffle(x, self.config.patch))
         skips = [h]
         for level in self.down:
@@ -256,45 +262,55 @@ class UNet(nn.Module):
             h = torch.cat([F.pixel_shuffle(h, self.config.patch), fine.to(h.dtype)], dim=1)
         return self.head(h).to(x.dtype)
 
-    def embed(self, x: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """The context for cross-attention, and time and condition as one vector (B, 4*channels)."""
-        self._check(x, t, condition)
+    def embed(self, t: Tensor, condition: Condition) -> Tensor:
+        """Time, label, vector and the mean of the tokens as one vector (B, 4*channels)."""
         emb = self.time(t)
         if self.labels is not None:
-            emb = emb + self.labels(condition)
-        if self.pooled is None:
-            return None, F.silu(emb)
-        return condition, F.silu(emb + self.pooled(condition.mean(dim=1)))
+            emb = emb + self.labels(condition.label)
+        if self.vector is not None:
+            emb = emb + self.vector(condition.vector)
+        if self.pooled is not None:
+            emb = emb + self.pooled(condition.tokens.mean(dim=1))
+        return F.silu(emb)
 
-    def _check(self, x: Tensor, t: Tensor, condition: Tensor | None) -> None:
+    def _check(self, x: Tensor, t: Tensor, given: Condition) -> None:
+        """x has the condition's image among its channels already."""
         c, B, w, real = self.config, len(x), self.stem.weight, x.is_floating_point()
         fold = c.patch * 2 ** (len(c.multipliers) - 1)
         if x.ndim != 4 or x.shape[1] != c.in_channels or x.shape[2] % fold or x.shape[3] % fold:
+            lacks = x.ndim == 4 and x.shape[1] < c.in_channels and given.image is None
             raise ValueError(
                 f"got images of shape {tuple(x.shape)}: expected (B, {c.in_channels}, H, W) with H "
                 f"and W divisible by {fold}"
+                + ("; some channels may be those of Condition(image=...)" if lacks else "")
             )
         if not real or x.device != w.device or torch.float64 in {x.dtype} ^ {w.dtype}:
             raise ValueError(f"images {x.dtype} on {x.device}, network {w.dtype} on {w.device}")
         if t.shape != (B,):
             raise ValueError(f"got times of shape {tuple(t.shape)}: expected ({B},)")
-        given = condition.shape if isinstance(condition, Tensor) else None
-        if self.labels is not None:
-            n = self.labels.num_embeddings
-            fits = given == (B,) and not condition.is_floating_point()
-            if fits and condition.device.type == "cpu":  # a GPU asserts by itself
-                fits = bool((condition >= 0).all() and (condition < n).all())
+        if self.labels is None:
+            _refuse("label", given.label)
+        else:
+            n, label = self.labels.num_embeddings, given.label
+            fits = label is not None and label.shape == (B,) and not label.is_floating_point()
+            if fits and label.device.type == "cpu":  # a GPU asserts by itself
+                fits = bool((label >= 0).all() and (label < n).all())
             if not fits:
                 raise ValueError(f"this network needs ({B},) integer labels from 0 to {n - 1}")
-        elif self.pooled is not None:
-            if given is None or len(given) != 3 or given[::2] != (B, c.context_dim):
-                raise ValueError(f"this network needs tokens of shape ({B}, L, {c.context_dim})")
-        elif condition is not None:
-            raise ValueError("this network takes no condition: expected None")
+        _check_field("vector", given.vector, (B, c.vector_dim))
+        _check_field("tokens", given.tokens, (B, None, c.context_dim))
 
 
-def zeros(layer: nn.Module) -> nn.Module:
-    """The layer with all weights zero: a block then starts as the identity."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+def _check_field(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> None:
+    """ValueError unless a field has the shape (None: any length); 0 features: it must be None."""
+    if shape[-1] == 0:
+        return _refuse(name, value)
+    fits = value is not None and len(value.shape) == len(shape)
+    if not fits or any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True)):
+        wanted = ", ".join("L" if n is None else str(n) for n in shape)
+        raise ValueError(f"this network needs {name} of shape ({wanted})")
+
+
+def _refuse(name: str, value: Tensor | None) -> None:
+    if value is not None:
+        raise ValueError(f"this network takes no {name}: expected {name} = None")

@@ -170,10 +170,10 @@ def cosine(x0):
 here = level(600)
 x = here.alpha * real[:3] + here.sigma * z[:3]
 eps, gradient = through_network(unguided, cosine, x, here)
-ours, library = push(x, here, eps, gradient, 50), guidance.on_x0(unguided, cosine, 50)(x, here)
+ours, library = push(x, here, eps, gradient, 50), guidance.guide_by_x0(unguided, cosine, 50)(x, here)
 error = (ours.eps - library.eps).abs().max().item()
 print(
-    f"against guidance.on_x0: {error:.0e}; x_t is kept to "
+    f"against guidance.guide_by_x0: {error:.0e}; x_t is kept to "
     f"{(here.alpha * ours.x0 + here.sigma * ours.eps - x).abs().max():.0e}"
 )
 assert error < 0.02 and torch.allclose(here.alpha * ours.x0 + here.sigma * ours.eps, x, atol=1e-4)
@@ -499,8 +499,8 @@ def whole(x0):
 
 
 blind = {
-    "one view,\nscale 300": draw(guidance.on_x0(unguided, whole, 300), z),
-    "shortcut\nwithout alpha": draw(guidance.on_x0(unguided, whole, 300, through_network=False), z),
+    "one view,\nscale 300": draw(guidance.guide_by_x0(unguided, whole, 300), z),
+    "shortcut\nwithout alpha": draw(guidance.guide_by_x0(unguided, whole, 300, through_network=False), z),
     "shortcut\nwith alpha": draw(pulled(300, through_network=False), z),
 }
 blind_table = [verdict(name.replace("\n", " "), x) for name, x in blind.items()]

@@ -39,7 +39,7 @@ from minidiff import add_noise, clip, ddpm_step, editing, jumps, load, plot, ren
 from minidiff.clip.use import encoder, text_features
 from minidiff.data import shapes
 from minidiff.editing import masks
-from minidiff.guidance import clamp, on_x0
+from minidiff.guidance import clamp, guide_by_x0
 from minidiff.lessons import lesson_10 as lesson
 from minidiff.metrics import bootstrap, psnr, wilson
 from minidiff.noise import per_image, randn
@@ -522,7 +522,7 @@ for scale in (30.0, 100.0, 300.0):
 # not the guided one? It makes 96 calls, so blending is tried with as many, too.
 
 # %%
-pulled = on_x0(denoise, lambda x0: look(x0 * (1 - wide)), 100.0)
+pulled = guide_by_x0(denoise, lambda x0: look(x0 * (1 - wide)), 100.0)
 rows = {
     "blended": by_clip(editing.blended, path, 7, 100.0),
     "as many calls": by_clip(editing.blended, model.schedule.path(calls * 5 // 4), 7, 100.0),

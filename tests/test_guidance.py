@@ -25,7 +25,7 @@ from minidiff.guidance import (
     dynamic_threshold,
     interval,
     mix,
-    on_x0,
+    guide_by_x0,
     rescale,
     weighted_prompts,
 )
@@ -88,7 +88,7 @@ def test_a_scale_that_is_no_number_is_refused(scale):
         lambda: classifier_free(COND, UNCOND, scale),
         lambda: rescale(COND, UNCOND, scale),
         lambda: classifier(UNCOND, log_class, scale),
-        lambda: on_x0(UNCOND, lambda x0: x0.sum((1, 2, 3)), scale),
+        lambda: guide_by_x0(UNCOND, lambda x0: x0.sum((1, 2, 3)), scale),
         lambda: weighted_prompts(network, [null], [scale], null),
     ):
         with pytest.raises(ValueError, match="must be .*finite"):
@@ -320,11 +320,11 @@ def test_classifier_scales_and_leaves_no_graph():
 
 
 def gradients(through_network, level, x):
-    """The gradient that on_x0 used, for the scores x0[0] and x0[1], each along its own axis."""
+    """The gradient that guide_by_x0 used, for the scores x0[0] and x0[1], each along its own axis."""
     plain = UNCOND(x, level).eps
     columns = []
     for axis in (0, 1):
-        guide = on_x0(
+        guide = guide_by_x0(
             UNCOND, lambda x0, a=axis: x0[:, a, 0, 0], 1.0, through_network=through_network
         )
         columns.append((plain - guide(x, level).eps)[:, axis] / level.sigma)
@@ -359,16 +359,16 @@ def test_on_x0_at_scale_0_is_unguided_bit_for_bit_and_pulls_otherwise(through_ne
 
     with torch.no_grad():
         guided = [
-            on_x0(UNCOND, redness, s, through_network=through_network)(x, LEVEL) for s in (0, 0.02)
+            guide_by_x0(UNCOND, redness, s, through_network=through_network)(x, LEVEL) for s in (0, 0.02)
         ]
     assert equal(guided[0], UNCOND(x, LEVEL))
-    nowhere = on_x0(UNCOND, lambda x0: (x0 - x0).sqrt().sum((1, 2, 3)), 0)  # its gradient is NaN
+    nowhere = guide_by_x0(UNCOND, lambda x0: (x0 - x0).sqrt().sum((1, 2, 3)), 0)  # its gradient is NaN
     assert equal(nowhere(x, LEVEL), UNCOND(x, LEVEL))
     assert redness(guided[1].x0).mean() > redness(guided[0].x0).mean() + 0.005
     # the pair still belongs to x
     torch.testing.assert_close(LEVEL.alpha * guided[1].x0 + LEVEL.sigma * guided[1].eps, x)
     # Mutant: the opposite sign.
-    away = on_x0(UNCOND, redness, -0.02, through_network=through_network)(x, LEVEL)
+    away = guide_by_x0(UNCOND, redness, -0.02, through_network=through_network)(x, LEVEL)
     assert redness(away.x0).mean() < redness(guided[0].x0).mean()
 
 
@@ -377,7 +377,7 @@ def test_guidance_of_x0_reaches_what_it_asks_for():
 
     def rate(scale):
         torch.manual_seed(0)
-        guided = on_x0(UNCOND, lambda x0: x0[:, 0, 0, 0], scale)
+        guided = guide_by_x0(UNCOND, lambda x0: x0[:, 0, 0, 0], scale)
         x = sample(ddim_step, guided, noise(500), SCHEDULE.path(50))
         return (x[:, 0] > 0).double().mean().item()
 
@@ -391,8 +391,8 @@ def right_squared(x0):
 
 
 INNER = {
-    "through the network": lambda d: on_x0(d, right_squared, 0.3),
-    "shortcut": lambda d: on_x0(d, right_squared, 0.3, through_network=False),
+    "through the network": lambda d: guide_by_x0(d, right_squared, 0.3),
+    "shortcut": lambda d: guide_by_x0(d, right_squared, 0.3, through_network=False),
     "classifier": lambda d: classifier(d, log_class, 2.0),
 }
 
@@ -409,7 +409,7 @@ def test_a_guide_around_a_guide_differentiates_all_of_it(name):
     both = mix((2.0, inner), (-1.0, mixture(CLASS)))
     for denoise in (inner, both):
         with torch.no_grad():
-            guided = on_x0(denoise, score, scale)(x, LEVEL)
+            guided = guide_by_x0(denoise, score, scale)(x, LEVEL)
             h, slopes = 1e-4, []
             for axis in (0, 1):
                 e = torch.eye(2).double()[axis].reshape(1, 2, 1, 1) * h
@@ -427,7 +427,7 @@ def test_a_guide_around_a_guide_differentiates_all_of_it(name):
             return Prediction(*(k + p for k, p in zip(kept, pull, strict=True)))
 
         if denoise is inner:
-            wrong = on_x0(constant_inside, score, scale)(x, LEVEL)
+            wrong = guide_by_x0(constant_inside, score, scale)(x, LEVEL)
             assert (wrong.eps - expected).abs().max() > 1e-3
 
 
@@ -446,13 +446,13 @@ def test_a_guide_around_a_guide_differentiates_all_of_it(name):
 )
 def test_a_score_that_is_not_one_number_an_image_is_refused(score, told):
     x = noisy_data(3, LEVEL)
-    for guided in (on_x0(UNCOND, score, 1.0), classifier(UNCOND, lambda x, _: score(x), 1.0)):
+    for guided in (guide_by_x0(UNCOND, score, 1.0), classifier(UNCOND, lambda x, _: score(x), 1.0)):
         with pytest.raises(ValueError, match=told):
             guided(x, LEVEL)
 
 
 def test_gradients_are_refused_in_inference_mode():
-    guided = on_x0(UNCOND, right_squared, 1.0)
+    guided = guide_by_x0(UNCOND, right_squared, 1.0)
     with torch.inference_mode():
         x = noisy_data(3, LEVEL)
         with pytest.raises(ValueError, match="inference_mode"):

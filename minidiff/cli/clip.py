@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from minidiff.cli.options import png_file
+from minidiff.cli.options import CARD, png_file, positive
 
 MODEL = click.option("--model", default="ViT-B/32", show_default=True, help="Its name or file.")
 
@@ -33,7 +33,7 @@ def clip_search(text, folder, model, best, out) -> None:
     from minidiff import clip, plot
     from minidiff.data.images import load_image
 
-    _at_least_1("--best", best)
+    positive(best=best)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     found = clip.search(*clip.load(model), text, files, best)
     for cosine, path in found:
@@ -77,7 +77,7 @@ def clip_look(image, texts, model, out) -> None:
 @click.argument("model")
 @click.option("--data", default="shapes", type=click.Choice(["shapes", "cifar10"]))
 @click.option("--number", type=int, help="Images of each kind.  [default: the report's]")
-@click.option("--card", type=click.Path(dir_okay=False, path_type=Path), help="Write it here.")
+@CARD
 def clip_evaluate(model, data, number, card) -> None:
     """Measure a small CLIP of our own: the figures of its card."""
     from minidiff import checkpoint, clip
@@ -86,7 +86,7 @@ def clip_evaluate(model, data, number, card) -> None:
     from minidiff.evaluation import clip as report
 
     if number is not None:
-        _at_least_1("--number", number)
+        positive(number=number)
     trained, _ = clip.load(model)
     reports = {"shapes": report.report_shapes, "cifar10": report.report_cifar10}
     figures = reports[data](trained, **({} if number is None else {"n": number}))
@@ -96,8 +96,3 @@ def clip_evaluate(model, data, number, card) -> None:
         about = checkpoint.about(weights.shipped().get(model, Path(model)))
         command = " ".join(["minidiff", *sys.argv[1:]])
         report.write_card(card, card.stem, trained, about["card"], figures, command)
-
-
-def _at_least_1(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} {value}: expected at least 1")

@@ -299,10 +299,9 @@ def p2p(
     from minidiff.metrics import psnr
     from minidiff.noise import per_image
     from minidiff.samplers import invert
-    from minidiff.text import TextEncoder
 
     trained, picture = begin(model, image) if image else (zoo.load(model), None)
-    if not isinstance(trained.encoder, TextEncoder):
+    if trained.encoder is None or trained.encoder.takes != "captions":
         raise ValueError(f"{model} takes no captions, whose words Prompt-to-Prompt would exchange")
     quick, path, maps = trained.for_sampling(), trained.schedule.path(steps), editing.WordMaps()
     scale = scale if scale is not None else 1.0 if image else 3.0

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minidiff.clip import CLIP
+    from minidiff.denoiser import Denoiser
     from minidiff.zoo import Diffusion
 
 
@@ -152,7 +153,7 @@ def semantic_command(weight, model, encoder, eye, scale, number, steps, seed, ou
     minidiff guide semantic --structure drawing.png
     minidiff guide semantic --text "a green star" --style photo.jpg --weight style 10
     """
-    from torch import Generator, equal
+    from torch import Generator
 
     from minidiff import clip, zoo
     from minidiff.clip import noisy
@@ -169,7 +170,7 @@ def semantic_command(weight, model, encoder, eye, scale, number, steps, seed, ou
         raise ValueError(f"--weight {unknown.pop()}: expected one of {', '.join(asked)}")
     trained = zoo.load(model)
     sees = noisy.load(encoder or eye, trained.device)
-    if not equal(sees.schedule.alpha_bar, trained.schedule.alpha_bar):
+    if sees.schedule != trained.schedule:
         raise ValueError("the encoder was trained on another schedule than the model's")
     aims, table = [], []
     for aim, value in wanted.items():
@@ -205,19 +206,25 @@ def _drawn_by_clip(
     from torch import Generator
 
     from minidiff import clip
-    from minidiff.device import autocast
     from minidiff.editing import clip_guided
-    from minidiff.guidance import clamp
-    from minidiff.noise import per_image
-    from minidiff.samplers import ddpm_step, sample
+    from minidiff.samplers import ddpm_step
 
-    fast, own = model.for_sampling(), per_image(Generator().manual_seed(seed), number)
-    fast.network.requires_grad_(False)
+    model.network.requires_grad_(False)  # gradients are of images
     how = how | {"generator": Generator().manual_seed(seed + 1)}  # of the cut-outs
-    denoise = clamp(clip_guided(fast.denoiser(), clip.encoder(seer), target, scale, **how))
-    x, path = model.noise(number, own), model.schedule.path(steps)
-    with autocast(model.device):
-        return sample(ddpm_step, denoise, x, path, generator=own, progress=True)
+
+    def guide(denoise: Denoiser) -> Denoiser:
+        return clip_guided(denoise, clip.encoder(seer), target, scale, **how)
+
+    return model.sample(
+        None,
+        number,
+        steps=steps,
+        seed=seed,
+        step=ddpm_step,
+        guide=guide,
+        batch=number,  # the cut-outs of an image depend on the batch it is drawn in
+        progress=True,
+    )
 
 
 def _target(seer: CLIP, target: str) -> Tensor:

@@ -64,6 +64,11 @@ BOX = click.option(
 NUMBER = click.option(
     "-n", "--number", default=4, show_default=True, type=click.IntRange(1), help="How many results."
 )
+CARD = click.option(
+    "--card",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the model's card here, and its sheet.",
+)
 ANY_SEED = click.IntRange(-(2**63), 2**63 - 1)  # what a torch.Generator takes
 STEPS = click.option("--steps", default=50, show_default=True, type=click.IntRange(1))
 SEED = click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1))
@@ -72,6 +77,24 @@ PATH = together(STEPS, SEED, OUT)
 
 
 # ---------------------------------------------------------------------------------- what they do
+
+
+def join_processes() -> None:
+    """Under torchrun: meet the other processes, and part from them when the command ends."""
+    if "RANK" not in os.environ:
+        return
+    import torch.distributed as dist
+
+    from minidiff.training.processes import join
+
+    join()
+    click.get_current_context().call_on_close(dist.destroy_process_group)
+
+
+def positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"--{name} {value}: expected at least 1")
 
 
 def begin(model: str, image: Path) -> tuple[Diffusion, Tensor]:

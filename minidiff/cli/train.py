@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
 
-from minidiff.cli.options import ANY_SEED, together
+from minidiff.cli.options import ANY_SEED, join_processes, together
 
 RUN = together(
     click.option("--images", type=float, help="Images to see in all, e.g. 2e6."),
@@ -54,7 +52,12 @@ def _given(options: dict) -> dict:
 @click.option("--multipliers", help="Of the width, one a level: 1,2,2.")
 @click.option("--blocks", type=int, help="Residual blocks a level.")
 @click.option("--patch", type=int, help="Side of the pixel blocks that the network works on.")
-@click.option("--predicts", type=click.Choice(["eps", "v", "x0"]))
+@click.option("--predicts", type=click.Choice(["eps", "v", "x0", "flow"]))
+@click.option(
+    "--schedule",
+    type=click.Choice(["linear", "cosine", "flow"]),
+    help="Of the noise levels.  [default: the recipe's; flow for --predicts flow]",
+)
 @click.option("--min-snr", type=float, help="Gamma of min-SNR weighting; 0 for the plain loss.")
 @click.option(
     "--drop-condition", type=float, help="Share of images that are learnt without their condition."
@@ -64,9 +67,7 @@ def _given(options: dict) -> dict:
     "--weights", help="Start from a trained model: a name of `minidiff models` or a file."
 )
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard.")
-def train(
-    data, out, size, float32, weights, resume, tensorboard, multipliers, predicts, **options
-) -> None:
+def train(data, out, float32, weights, resume, tensorboard, **options) -> None:
     """Train a model; everything not given is the recipe's.
 
     \b
@@ -74,34 +75,51 @@ def train(
     minidiff train --data ~/pictures --size 64 --images 1e6
     torchrun --nproc-per-node 8 -m minidiff train --data cifar10 --batch 1024
     """
-    from minidiff import training, zoo
+    from minidiff import zoo
+    from minidiff.recipes import start_from
+    from minidiff.training.processes import first_process_first
 
     out = out or Path("runs") / Path(data).resolve().name
     join_processes()
-    with _first_process_first():
-        recipe = _recipe(data, size, out)
+    with first_process_first():
+        recipe = _recipe(data, options.pop("size"), out)
     given = _given(options)
-    if "min_snr" in given:
-        given["min_snr"] = given["min_snr"] or None
     if float32:
         given["mixed_precision"] = False
-    network = {k: given.pop(k) for k in ("channels", "blocks", "patch") if k in given}
-    if multipliers:
-        levels = network["multipliers"] = _integers(multipliers)
-        for kind in ("attention", "cross_attention"):  # at those of the recipe's levels that exist
-            network[kind] = tuple(i for i in getattr(recipe.network, kind) if i < len(levels))
-    recipe = replace(
-        recipe,
-        network=replace(recipe.network, **network),
-        train=replace(recipe.train, **given),
-        predicts=predicts or recipe.predicts,
-    )
-    objective = recipe.objective()
+    recipe = _changed(recipe, given)
     if weights:
-        recipe.start_from(objective, weights)
+        start_from(recipe.model, weights)
     before = _card(zoo.names(), weights) if weights else None
-    run = training.Run(_placed(objective), recipe.data, recipe.train, out)
-    _fit(run, recipe, resume, before, _Preview(recipe, out, tensorboard))
+    preview = _Preview(recipe.previews, out, tensorboard)
+    _fit(recipe.run(out), recipe.model.card, resume, before, preview)
+
+
+def _changed(recipe, given: dict):
+    """The recipe with what was typed in the place of its own."""
+    from minidiff.recipes.diffusion import reset
+    from minidiff.schedule import NoiseSchedule
+    from minidiff.training import Objective
+
+    model, data, network = recipe.model, recipe.data, recipe.model.network.config
+    changes = {k: given.pop(k) for k in ("channels", "blocks", "patch") if k in given}
+    if "multipliers" in given:
+        levels = changes["multipliers"] = _integers(given.pop("multipliers"))
+        for kind in ("attention", "cross_attention"):  # at those of the recipe's levels that exist
+            changes[kind] = tuple(i for i in getattr(network, kind) if i < len(levels))
+    if "predicts" in given:
+        model = replace(model, predicts=given.pop("predicts"))
+        if model.predicts == "flow":
+            given.setdefault("schedule", "flow")
+    if "schedule" in given:
+        model = replace(model, schedule=getattr(NoiseSchedule, given.pop("schedule"))())
+    if "min_snr" in given:
+        objective = partial(Objective, min_snr=given.pop("min_snr") or None)
+        recipe = replace(recipe, objective=objective)
+    if "drop_condition" in given:
+        data = data.dropping(given.pop("drop_condition"))
+    config = replace(recipe.train, **given)
+    model = reset(model, replace(network, **changes), config.seed)
+    return replace(recipe, model=model, data=data, train=config)
 
 
 @click.command()
@@ -119,10 +137,10 @@ def train_clip(data, judge, shuffled, weights, noisy, out, resume, **options) ->
     minidiff train-clip --data shapes
     minidiff train-clip --data shapes --noisy shapes
     """
-    from minidiff import training
-    from minidiff.clip import noisy as clip_noisy
     from minidiff.clip import weights as clip_weights
-    from minidiff.recipes import clip as clip_train
+    from minidiff.recipes import clip as clip_recipes
+    from minidiff.recipes import noisy_clip
+    from minidiff.training.processes import first_process_first
 
     if judge and data != "shapes":
         raise ValueError(f"--judge: the {data} CLIP has none, the classifier judges what it guides")
@@ -131,18 +149,19 @@ def train_clip(data, judge, shuffled, weights, noisy, out, resume, **options) ->
     if weights and data != "shapes":
         raise ValueError("--weights is for --data shapes alone")
     join_processes()
-    with _first_process_first():
+    given = _given(options)
+    seed = {"seed": given["seed"]} if "seed" in given else {}
+    with first_process_first():
         if noisy:
-            recipe = clip_noisy.noisy_shapes(noisy)
+            recipe = noisy_clip.noisy_shapes(noisy, **seed)
         elif data == "shapes":
-            recipe = clip_train.clip_shapes(judge, shuffled, weights)
+            recipe = clip_recipes.clip_shapes(judge, shuffled, weights, **seed)
         else:
-            recipe = clip_train.clip_cifar10(shuffled)
-    recipe = replace(recipe, train=replace(recipe.train, **_given(options)))
+            recipe = clip_recipes.clip_cifar10(shuffled, **seed)
+    recipe = replace(recipe, train=replace(recipe.train, **given))
     out = out or Path("runs") / f"clip_{data}{'_judge' if judge else '_noisy' if noisy else ''}"
     before = _card(clip_weights.shipped(), weights) if weights else None
-    run = training.Run(_placed(recipe.objective()), recipe.data, recipe.train, out)
-    _fit(run, recipe, resume, before)
+    _fit(recipe.run(out), recipe.model.card, resume, before)
 
 
 @click.command()
@@ -155,28 +174,29 @@ def train_classifier(data, shuffled, out, resume, **options) -> None:
 
     minidiff train-classifier --data shapes
     """
-    from minidiff import noisy_classifier, training
+    from minidiff.recipes import noisy_classifier
+    from minidiff.training.processes import first_process_first
 
     join_processes()
     recipes = {
         "shapes": noisy_classifier.noisy_shapes,
         "cifar10": noisy_classifier.noisy_cifar10,
     }
-    with _first_process_first():
-        recipe = recipes[data](shuffled)
-    recipe = replace(recipe, train=replace(recipe.train, **_given(options)))
+    given = _given(options)
+    with first_process_first():
+        recipe = recipes[data](shuffled, **({"seed": given["seed"]} if "seed" in given else {}))
+    recipe = replace(recipe, train=replace(recipe.train, **given))
     out = out or Path("runs") / f"noisy_{data}"
-    run = training.Run(_placed(recipe.objective()), recipe.data, recipe.train, out)
-    _fit(run, recipe, resume)
+    _fit(recipe.run(out), recipe.model.card, resume)
 
 
 class _Preview:
     """After each save of a run: a preview sheet, and TensorBoard if it is wanted."""
 
-    def __init__(self, recipe, out: Path, tensorboard: bool):
+    def __init__(self, prompts, out: Path, tensorboard: bool):
         from minidiff import training
 
-        self.recipe, self.board = recipe, None
+        self.prompts, self.board = list(prompts), None
         if tensorboard and training.rank() == 0:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -188,10 +208,9 @@ class _Preview:
         from minidiff import plot
         from minidiff.training.log import last_row
 
-        model, prompts = self.recipe.model(run.average), list(self.recipe.previews)
-        scale = 2.0 if model.encoder else 1.0
-        images = model.sample(prompts, len(prompts), scale=scale, steps=25)
-        labels = [str(p) for p in prompts] if model.encoder else None
+        model = run.average.model
+        images = model.sample(self.prompts, scale=2.0 if model.encoder else 1.0, steps=25)
+        labels = [str(p) for p in self.prompts] if model.encoder else None
         plot.save(plot.grid(images.cpu(), labels), run.out / f"preview_{run.seen:09d}.png")
         if self.board is not None:
             for name, value in last_row(run.out).items():
@@ -199,10 +218,11 @@ class _Preview:
             self.board.add_images("preview", (images.cpu() + 1) / 2, run.seen)
 
 
-def _fit(run, recipe, resume: bool, before: dict | None = None, preview=None) -> None:
+def _fit(run, card: dict, resume: bool, before: dict | None = None, preview=None) -> None:
     """Say what will be done, and do it; each save also writes the trained model with its card.
 
-    `before` is the card of the model whose weights the run began with.
+    `card` says what the data are, `before` is the card of the model whose weights the run began
+    with.
     """
     from minidiff import training
     from minidiff.training.estimate import estimate
@@ -212,12 +232,12 @@ def _fit(run, recipe, resume: bool, before: dict | None = None, preview=None) ->
     elif not resume and run.state_file.exists():
         raise ValueError(f"{run.out} holds a run already: add --resume, or choose another --out")
     if training.rank() == 0:
-        click.echo(f"{recipe.card['data']}: {len(run.data.images)} images, on {run.device}")
+        click.echo(f"{card['data']}, on {run.device}")
         click.echo(f"estimate: {estimate(run)}")
     model = run.out / "model.safetensors"
 
     def on_save(run) -> None:
-        recipe.save(run.average, model, recipe.card | _history(run, before))
+        run.average.save(model, card | _history(run, before))
         if preview is not None:
             preview(run)
 
@@ -271,52 +291,6 @@ def _recipe(data: str, size: int | None, out: Path):
     if out.resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"--out {out} lies among the pictures, and its previews would join them")
     return recipes.folder(data, **sizes)
-
-
-def join_processes() -> None:
-    """Under torchrun: meet the other processes, over nccl on GPUs and gloo on CPUs."""
-    if "RANK" not in os.environ:
-        return
-    import torch
-    import torch.distributed as dist
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    meet("nccl" if torch.cuda.is_available() else "gloo")
-    click.get_current_context().call_on_close(dist.destroy_process_group)
-
-
-def meet(backend: str) -> None:
-    """Join the processes that torchrun has started. Each start has names of its own in their common
-    store: else, started again, they may find the addresses of those that died, and wait for them.
-    """
-    import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, world = next(rendezvous("env://"))
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    own = dist.PrefixStore(f"start {start}", store)
-    dist.init_process_group(backend, store=own, rank=rank, world_size=world)
-
-
-@contextmanager
-def _first_process_first() -> Iterator[None]:
-    """What is downloaded is downloaded once, by the first process; the others then find it."""
-    import torch.distributed as dist
-
-    from minidiff import training
-
-    if training.rank() > 0:
-        dist.barrier()
-    yield
-    if training.world() > 1 and training.rank() == 0:
-        dist.barrier()
-
-
-def _placed(objective):
-    from minidiff.device import best_device, place
-
-    return place(objective, best_device())
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.device import autocast
+from minidiff.layers import SiteTap
 
 if TYPE_CHECKING:
     from minidiff.clip.tokenizer import Tokenizer
-
-SiteTap = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -297,6 +296,7 @@ class CLIP(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         self.config = c = config
+        self.card: dict = {}
         # `load` sets it: compute in the precision that is fastest on the device, whatever the
         # precision of the weights; `float()` takes it back
         self.fast = False

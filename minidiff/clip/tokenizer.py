@@ -289,7 +289,7 @@ def published() -> Tokenizer:
 
     ValueError if the file is not the published one, OSError if it cannot be had.
     """
-    from minidiff.data.download import data_root, fetch
+    from minidiff.data.hosts import data_root, fetch
 
     path = fetch(URL, data_root() / "clip" / VOCABULARY, SHA256)
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")

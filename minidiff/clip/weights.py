@@ -22,10 +22,9 @@ from torch import Tensor
 from minidiff import checkpoint
 from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.preprocess import Preprocess
-from minidiff.data.download import data_root, fetch, locked, sha256_of
+from minidiff.data.hosts import data_root, fetch, locked, sha256_of
 from minidiff.device import best_device
 from minidiff.files import read_json
-from minidiff.zoo import FOLDERS
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
 # The archives' SHA-256 and file names; the address is made of both.
@@ -107,9 +106,8 @@ def available_models() -> list[str]:
 
 def shipped() -> dict[str, Path]:
     """The small CLIPs that come with minidiff: name -> file."""
-    found = [file for folder in FOLDERS for file in folder.glob("clip_*.safetensors")]
-    names = {file.stem.removeprefix("clip_"): file for file in sorted(found)}
-    return {name: file for name, file in names.items() if not name.endswith("_noisy")}
+    found = checkpoint.shipped("clip")
+    return {name.removeprefix("clip_"): file for name, file in found.items()}
 
 
 def load(

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minidiff.data.download import data_root, fetch
+from minidiff.data.hosts import data_root, fetch
 from minidiff.data.images import ImageSet
 from minidiff.data.reading import read_picture
 

@@ -28,8 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.data.download import data_root
-from minidiff.data.hosts import FetchError, fetch_cifar10, hub_rows
+from minidiff.data.hosts import FetchError, data_root, fetch_cifar10, hub_rows
 from minidiff.data.reading import (
     CAPTIONS,
     UnreadableError,
@@ -124,6 +123,12 @@ def load_image(path: str | os.PathLike, size: int | None = None) -> Tensor:
         return to_float(read_picture(path, size))[None]
     except UnreadableError as error:
         raise ValueError(f"cannot read {path} as a picture: {error}") from None
+
+
+def split(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Training and held-out images (N, ...): every tenth is held out."""
+    held = torch.arange(len(images)) % 10 == 9
+    return images[~held], images[held]
 
 
 # ------------------------------------------------------------------------ augmentation, on device

@@ -15,7 +15,7 @@ from torch import Tensor
 from minidiff.denoiser import Denoiser
 from minidiff.editing.checks import check_image, check_mask, check_weight, last_part
 from minidiff.editing.masks import paste
-from minidiff.guidance import check_scores, on_x0
+from minidiff.guidance import check_scores, guide_by_x0
 from minidiff.noise import Randomness, per_image, randn
 from minidiff.samplers import Step, ddpm_step, sample
 from minidiff.schedule import NoiseLevel, add_noise
@@ -51,7 +51,7 @@ def blended(
     check_weight("scale", scale)
     generators = per_image(generator, len(image))
     edit = paste(image, mask, generators)
-    guided = on_x0(denoise, _of_edited(score, mask.to(image)), scale)
+    guided = guide_by_x0(denoise, _of_edited(score, mask.to(image)), scale)
     part = last_part(path, strength)
     x = add_noise(image, part[0], randn(image.shape, generators, like=image))
     return sample(step, guided, x, part, edit=edit, generator=generators, progress=progress)
@@ -92,7 +92,7 @@ def background_loss(
     generators = per_image(generator, len(image))
     part = last_part(path, strength)
     x = add_noise(image, part[0], randn(image.shape, generators, like=image))
-    guided = on_x0(denoise, log_prob, 1.0)
+    guided = guide_by_x0(denoise, log_prob, 1.0)
     return sample(step, guided, x, part, generator=generators, progress=progress)
 
 

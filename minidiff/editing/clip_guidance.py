@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minidiff.condition import for_batch
 from minidiff.denoiser import Denoiser, Prediction
 from minidiff.editing.checks import check_count, check_image, check_weight
-from minidiff.guidance import for_batch, on_x0
+from minidiff.guidance import guide_by_x0
 from minidiff.noise import Randomness, per_image, randn
 from minidiff.schedule import NoiseLevel
 
@@ -71,8 +72,8 @@ def clip_score(
     smallest: float = 0.8,
     generator: Randomness = None,
 ) -> Callable[[Tensor], Tensor]:
-    """A score of images (B,3,H,W) -> (B,) for `on_x0` and `blended`: minus the spherical distance
-    of `cuts` random cut-outs to the target, on average.
+    """A score of images (B,3,H,W) -> (B,) for `guide_by_x0` and `blended`: minus the mean spherical
+    distance of `cuts` random cut-outs to the target.
 
     target: embeddings (1 or B,D) of what is wanted, of texts or of images. Every call draws new
     cut-outs from `generator`.
@@ -116,9 +117,9 @@ def clip_guided(
         return denoise
     score = clip_score(encode, target, cuts=cuts, smallest=smallest, generator=generator)
     if through_network:
-        return on_x0(denoise, score, scale)
+        return guide_by_x0(denoise, score, scale)
 
     def shortcut(x: Tensor, level: NoiseLevel) -> Prediction:
-        return on_x0(denoise, score, scale * level.alpha, through_network=False)(x, level)
+        return guide_by_x0(denoise, score, scale * level.alpha, through_network=False)(x, level)
 
     return shortcut

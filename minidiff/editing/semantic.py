@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minidiff.condition import for_batch
 from minidiff.denoiser import Denoiser
 from minidiff.editing.checks import check_image, check_weight
-from minidiff.guidance import clamp, classifier, for_batch
+from minidiff.guidance import clamp, classifier
 from minidiff.noise import Randomness, per_image, randn
 from minidiff.samplers import Step, ddpm_step, sample
 from minidiff.schedule import NoiseLevel, add_noise

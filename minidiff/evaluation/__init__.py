@@ -1,5 +1,5 @@
 """What the shipped models are worth, measured: the figures in their cards."""
 
-from minidiff.evaluation.diffusion import Figure, sample_many, share, split
+from minidiff.evaluation.figure import Figure, share
 
-__all__ = ["Figure", "sample_many", "share", "split"]
+__all__ = ["Figure", "share"]

@@ -9,13 +9,13 @@ from torch import Generator, Tensor
 
 from minidiff import metrics, plot
 from minidiff.data import images, shapes
-from minidiff.evaluation import Figure, split
+from minidiff.evaluation.figure import Figure
 from minidiff.files import atomic
-from minidiff.zoo import ClassLabels, Diffusion
+from minidiff.zoo import Diffusion
 
 TRAINING_IMAGES = {
     "cifar10": lambda: images.to_float(images.cifar10().images),
-    "butterflies": lambda: split(images.to_float(images.butterflies().images))[0],
+    "butterflies": lambda: images.split(images.to_float(images.butterflies().images))[0],
 }
 
 
@@ -92,8 +92,9 @@ By `{command}`; intervals are 95%.
 
 def neighbour_sheet(model: Diffusion, train: Tensor) -> Image.Image:
     """Samples of seed 0, above the training images (N,3,H,W) nearest to them in pixels."""
-    classes = model.encoder.names[:8] if isinstance(model.encoder, ClassLabels) else [None] * 8
-    drawn = model.sample(classes, len(classes), scale=1 if None in classes else 2).cpu()
+    names = getattr(model.encoder, "names", None)
+    drawn = model.sample(names[:8], scale=2) if names else model.sample([None] * 8)
+    drawn = drawn.cpu()
     _, index = metrics.nearest_neighbours(drawn, train, flip=True)
     return plot.rows([("samples", drawn), ("nearest\ntraining images", train[index[:, 0]])])
 
@@ -101,14 +102,13 @@ def neighbour_sheet(model: Diffusion, train: Tensor) -> Image.Image:
 def sample_sheet(model: Diffusion) -> Image.Image:
     """Samples of seed 0: a row a class, captions (the card's examples, or random ones of the shapes
     world), or just images."""
-    if isinstance(model.encoder, ClassLabels):
-        names = model.encoder.names
-        drawn = model.sample([n for n in names for _ in range(8)], 8 * len(names), scale=2)
+    if names := getattr(model.encoder, "names", None):
+        drawn = model.sample([n for n in names for _ in range(8)], scale=2)
         return plot.grid(drawn.cpu(), columns=8, row_labels=names)
     if model.encoder is None:
         return plot.grid(model.sample(n=32).cpu(), columns=8)
     captions = model.card.get("examples")
     if captions is None:
         captions = shapes.captions(shapes.random_scenes(32, Generator().manual_seed(0)))
-    drawn = model.sample(captions, len(captions), scale=3)
+    drawn = model.sample(captions, scale=3)
     return plot.grid(drawn.cpu(), captions, columns=8)

@@ -7,6 +7,7 @@ CIFAR-10 the classifier of sharp pictures.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,14 +15,13 @@ from torch import Generator, Tensor
 
 from minidiff.data import images, shapes
 from minidiff.denoiser import network_time
-from minidiff.device import autocast
-from minidiff.evaluation import Figure, share
 from minidiff.evaluation.cards import write_page
 from minidiff.evaluation.classifier import load_classifier
-from minidiff.guidance import clamp, classifier
-from minidiff.noise import per_image
-from minidiff.noisy_classifier import HEADS, UNKNOWN, NoisyClassifier, scene_labels
-from minidiff.samplers import Step, ddpm_step, sample
+from minidiff.evaluation.figure import Figure, share
+from minidiff.guidance import classifier
+from minidiff.noisy_classifier import NoisyClassifier
+from minidiff.recipes.noisy_classifier import HEADS, UNKNOWN, scene_labels
+from minidiff.samplers import Step, ddpm_step
 from minidiff.schedule import add_noise
 from minidiff.zoo import Diffusion
 
@@ -49,20 +49,16 @@ def draw(
     """
     from tqdm.auto import tqdm
 
-    same = torch.equal(model.schedule.alpha_bar, judge.schedule.alpha_bar)
-    if not same or model.size != judge.size:
+    if model.schedule != judge.schedule or model.size != judge.size:
         raise ValueError("the classifier was trained on another schedule or size than the model's")
-    log_prob = judge.log_prob(prompts)  # refuses what it does not know
-    generators = per_image(Generator().manual_seed(seed), len(prompts))
-    fast, path, done = model.for_sampling(), model.schedule.path(steps), []
-    starts = range(0, len(prompts), batch)
-    for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
-        own = generators[start : start + batch]
-        log_prob = judge.log_prob(prompts[start : start + batch])
-        denoise = clamp(classifier(fast.denoiser(), log_prob, scale))
-        with autocast(model.device):
-            x = sample(step, denoise, model.noise(len(own), own), path, generator=own)
-        done.append(x.cpu())
+    judge.log_prob(prompts)  # refuses what it does not know
+    n, done = len(prompts), []
+    for first in tqdm(range(0, n, batch), desc="sampling", unit="batch", disable=not progress):
+        rows = range(first, min(first + batch, n))
+        log_prob = judge.log_prob([prompts[i] for i in rows])
+        guide = partial(classifier, log_prob=log_prob, scale=scale)
+        drawn = model.sample(None, n, steps=steps, seed=seed, step=step, guide=guide, only=rows)
+        done.append(drawn.cpu())
     return torch.cat(done)
 
 

@@ -13,9 +13,9 @@ from minidiff import metrics
 from minidiff.clip.model import CLIP
 from minidiff.clip.use import image_features, text_features, zero_shot
 from minidiff.data import images, shapes
-from minidiff.evaluation import Figure, share
 from minidiff.evaluation.cards import write_page
 from minidiff.evaluation.classifier import load_classifier
+from minidiff.evaluation.figure import Figure, share
 from minidiff.recipes.clip import TEMPLATES
 
 #: The columns of a scene's code that a word of its caption stands for, and their words.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,23 +16,12 @@ from torch import Generator, Tensor
 from minidiff import metrics
 from minidiff.data import images, shapes
 from minidiff.data.emoji import HELD_OUT, noto_emoji
-from minidiff.device import autocast
 from minidiff.evaluation.classifier import load_classifier
-from minidiff.guidance import clamp
-from minidiff.noise import per_image
-from minidiff.samplers import Step, ddim_step, sample
+from minidiff.evaluation.figure import Figure, share
+from minidiff.samplers import Step, ddim_step
+from minidiff.text import Prompt
 from minidiff.training import rank, world
-from minidiff.zoo import Diffusion, Prompt
-
-
-class Figure(NamedTuple):
-    """A measured number; `low` and `high` bound its 95% interval if it has one."""
-
-    what: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
+from minidiff.zoo import Diffusion
 
 
 def sample_many(
@@ -41,41 +29,36 @@ def sample_many(
     prompts: Sequence[Prompt],
     *,
     scale: float = 1.0,
+    negative: Prompt = None,
     steps: int = 50,
     seed: int = 0,
     step: Step = ddim_step,
-    batch: int = 64,
+    spacing: str | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """One image for each prompt, (n, 3, size, size) on the CPU, shared out over the processes.
-
-    Image i of a seed is the same whatever the batch and the number of processes.
-    """
-    from tqdm.auto import tqdm
-
-    generators = per_image(Generator().manual_seed(seed), len(prompts))
-    path, fast = model.schedule.path(steps), model.for_sampling()
-    mine = list(range(rank(), len(prompts), world()))
-    done = {}
-    starts = range(0, len(mine), batch)
-    for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress or rank() > 0):
-        index = mine[start : start + batch]
-        own = [generators[i] for i in index]
-        denoise = clamp(fast.denoiser([prompts[i] for i in index], scale))
-        with autocast(model.device):
-            x = sample(step, denoise, model.noise(len(index), own), path, generator=own)
-        done |= {i: one.clone() for i, one in zip(index, x.cpu(), strict=True)}
-    if dist.is_initialized():
-        parts = [None] * world()
-        dist.all_gather_object(parts, done)
-        done = {i: x for part in parts for i, x in part.items()}
-    return torch.stack([done[i] for i in range(len(prompts))])
-
-
-def share(what: str, hits: Tensor, note: str = "") -> Figure:
-    """A share of successes (n,) bool with its Wilson interval, in per cent."""
-    low, high = metrics.wilson(int(hits.sum()), len(hits))
-    return Figure(what, 100 * hits.float().mean().item(), 100 * low, 100 * high, note)
+    """`model.sample` of one image for each prompt, (n, *shape) on the CPU, shared out over the
+    processes: image i of a seed is the same whatever their number."""
+    n, mine = len(prompts), range(rank(), len(prompts), world())
+    drawn = model.sample(
+        prompts,
+        n,
+        scale=scale,
+        negative=negative,
+        steps=steps,
+        seed=seed,
+        step=step,
+        spacing=spacing,
+        only=mine,
+        progress=progress and rank() == 0,
+    ).cpu()
+    if not dist.is_initialized():
+        return drawn
+    parts: list = [None] * world()
+    dist.all_gather_object(parts, drawn)
+    images = torch.empty(n, *drawn.shape[1:])
+    for process, part in enumerate(parts):
+        images[process :: world()] = part
+    return images
 
 
 def report_shapes(model: Diffusion, n: int = 500, scale: float = 3.0) -> list[Figure]:
@@ -166,7 +149,7 @@ def report_cifar10(
 
 def report_butterflies(model: Diffusion, n: int = 256) -> list[Figure]:
     """Are they copies? Distances to the training images, against those of held-out butterflies."""
-    train, held_out = split(images.to_float(images.butterflies(model.size).images))
+    train, held_out = images.split(images.to_float(images.butterflies(model.size).images))
     drawn = sample_many(model, [None] * n)
     near = metrics.nearest_neighbours(drawn, train, flip=True)[0][:, 0]
     usual = metrics.nearest_neighbours(held_out, train, flip=True)[0][:, 0]
@@ -205,9 +188,3 @@ def report_emoji(model: Diffusion, n: int = 400, scale: float = 3.0) -> list[Fig
         exchanged = nearest == wanted.roll(8)  # the next name, for those drawn eight times
         figures.append(share("control: the same pictures, names exchanged", exchanged, "%"))
     return figures
-
-
-def split(data: Tensor) -> tuple[Tensor, Tensor]:
-    """Training and held-out images: every tenth is held out."""
-    held = torch.arange(len(data)) % 10 == 9
-    return data[~held], data[held]

@@ -6,6 +6,7 @@ The oracle judges. Every arm starts from the same noise, and each reference is a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,11 +19,11 @@ from minidiff.clip.noisy import NoisyEncoder, of_clip
 from minidiff.clip.preprocess import Preprocess
 from minidiff.clip.use import image_features, text_features
 from minidiff.data import shapes
-from minidiff.device import autocast
 from minidiff.editing import semantic
-from minidiff.evaluation import Figure, share
 from minidiff.evaluation.cards import write_page
-from minidiff.noise import per_image
+from minidiff.evaluation.figure import Figure, share
+from minidiff.guidance import classifier
+from minidiff.samplers import ddpm_step
 from minidiff.schedule import add_noise
 from minidiff.zoo import Diffusion
 
@@ -45,14 +46,10 @@ def draw(
 
     Image i of a seed starts from the same noise whatever n and the aim; scale 0 is unguided.
     """
-    generators = per_image(Generator().manual_seed(seed), n)
-    noise, path = model.noise(n, generators), model.schedule.path(steps)
-    denoise = model.for_sampling().denoiser()
-    with autocast(model.device):
-        drawn = semantic.guide(
-            denoise, noise, path, log_prob, scale, generator=generators, progress=progress
-        )
-    return drawn.cpu()
+    guide = partial(classifier, log_prob=log_prob, scale=scale)
+    return model.sample(
+        None, n, steps=steps, seed=seed, step=ddpm_step, guide=guide, batch=n, progress=progress
+    ).cpu()
 
 
 # ------------------------------------------------------------------------------------- the figures

@@ -13,34 +13,23 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from minidiff.clip.loss import contrastive_loss
 from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.tokenizer import Tokenizer, train_bpe
 from minidiff.clip.weights import load, save
 from minidiff.data import images, shapes
-from minidiff.training import TrainConfig, TrainingSet, draw_index, mixed
+from minidiff.recipes.recipe import Recipe
+from minidiff.training import Column, TrainConfig, TrainingSet, draw_index, mixed
+from minidiff.training.batches import Batch
 
 LARGEST_SCALE = 100.0  # of the logits: more makes training unstable
-
-
-def contrastive_loss(
-    image_features: Tensor, text_features: Tensor, scale: Tensor, same: Tensor
-) -> Tensor:
-    """Cross-entropy over the texts for each image and over the images for each text, halved.
-
-    Features (B,D) of any length; `scale` multiplies their cosines; same (B,B) is True where two
-    texts are the same: they are right answers alike, not wrong ones.
-    """
-    logits = scale * F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
-    target = same / same.sum(dim=1, keepdim=True)  # (B,B), symmetric but for the division
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 class Contrastive(nn.Module):
@@ -54,22 +43,24 @@ class Contrastive(nn.Module):
     def about(self) -> dict:
         return {"predicts": "which text belongs to which image", "shift": self.shift}
 
-    def batch(self, data: TrainingSet, config: TrainConfig, step: int) -> Sequence[Tensor]:
-        """Images (B,3,H,W) in [-1,1], shifted by up to `shift` pixels, and texts (B,L).
+    def batches(self, data: TrainingSet, config: TrainConfig) -> Callable[[int], Batch]:
+        """Images x (B,3,H,W) in [-1,1], shifted by up to `shift` pixels, and texts (B,L).
 
         Where images have several texts, (N,T,L), the steps take turns: in a batch of one template
         the same class is the same text, and no wrong answer.
         """
-        device = data.images.device
-        generator = Generator(device).manual_seed(mixed(config.seed, step))
-        index = draw_index(data, config, step)
-        texts = data.conditions
-        x = images.random_crop(data.images[index], self.shift, generator)
-        if config.flip:
-            x = images.flip(x, generator)
-        if texts.ndim == 3:
-            texts = texts[:, step % texts.shape[1]]
-        return images.to_float(x), texts[index]
+        device, texts = data.images.device, data.columns["text"].values
+        texts = texts[:, None] if texts.ndim == 2 else texts
+
+        def batches(step: int) -> Batch:
+            generator = Generator(device).manual_seed(mixed(config.seed, step))
+            index = draw_index(len(data), config.batch, config.seed, step, device)
+            x = images.random_crop(data.images[index], self.shift, generator)
+            if config.flip:
+                x = images.flip(x, generator)
+            return {"x": images.to_float(x), "text": texts[index, step % texts.shape[1]]}
+
+        return batches
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         scale = self.network.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
@@ -78,33 +69,9 @@ class Contrastive(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # cosines need their digits
             return contrastive_loss(*features, scale, same)
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that a small CLIP is made of."""
-
-    data: TrainingSet
-    network: CLIPConfig
-    train: TrainConfig
-    card: dict
-    start: CLIP | None = None  # a trained CLIP that goes on; None: fresh weights
-
-    def objective(self) -> Contrastive:
-        """The CLIP, its fresh weights those of the run's seed, and its loss.
-
-        ValueError if the CLIP to start from has other sizes than the recipe's.
-        """
-        torch.manual_seed(self.train.seed)
-        network = CLIP(self.network)
-        if self.start is not None:
-            if self.start.config != self.network:
-                raise ValueError("the CLIP to start from has other sizes than the recipe's")
-            network.load_state_dict(self.start.state_dict())
-        return Contrastive(network)
-
-    def save(self, trained: Contrastive, path: Path, card: dict) -> None:
+    def save(self, path: Path, card: dict) -> None:
         """Write the CLIP itself, in half precision, for `clip.load`."""
-        save(copy.deepcopy(trained.network).half(), path, {"card": card})
+        save(copy.deepcopy(self.network).half(), path, {"card": card})
 
 
 GUIDE = CLIPConfig(
@@ -132,16 +99,20 @@ TRAIN_CIFAR10 = replace(TRAIN, images=450_000, flip=True)
 
 
 def clip_shapes(
-    judge: bool = False, shuffled: bool = False, weights: str | Path | None = None
+    judge: bool = False,
+    shuffled: bool = False,
+    weights: str | Path | None = None,
+    seed: int | None = None,
 ) -> Recipe:
     """On the shapes world, without the held-out pairs of colour and shape.
 
     The judge has another shape and seed, and has seen other scenes. `shuffled` is the control:
     every image has the caption of another one. `weights` of a trained CLIP are trained further.
+    `seed` is that of the fresh weights and the batches.
     """
-    seed = 1 if judge else 0
-    drawn, captions = shapes.captioned(200_000, Generator().manual_seed(100 + seed))
-    drawn, captions = recolour(drawn, captions, 0.5, Generator().manual_seed(200 + seed))
+    own = 1 if judge else 0
+    drawn, captions = shapes.captioned(200_000, Generator().manual_seed(100 + own))
+    drawn, captions = recolour(drawn, captions, 0.5, Generator().manual_seed(200 + own))
     if shuffled:
         captions = captions[1:] + captions[:1]
     return _recipe(
@@ -149,7 +120,7 @@ def clip_shapes(
         [[caption, short(caption)] for caption in captions],
         torch.arange(len(captions)),
         JUDGE if judge else GUIDE,
-        replace(TRAIN, flip=False, seed=seed),
+        replace(TRAIN, flip=False, seed=own if seed is None else seed),
         {
             "description": "Compares images of shapes with captions"
             + (", to judge what the other one has guided." if judge else "."),
@@ -172,8 +143,8 @@ TEMPLATES = (  # in the words of OpenAI's prompts for CIFAR-10
 )
 
 
-def clip_cifar10(shuffled: bool = False) -> Recipe:
-    """On CIFAR-10, its classes named in several templates; `shuffled` as for the shapes."""
+def clip_cifar10(shuffled: bool = False, seed: int = 0) -> Recipe:
+    """On CIFAR-10, its classes named in several templates; `shuffled`, `seed` as for the shapes."""
     data = images.cifar10()
     labels = data.labels.roll(1) if shuffled else data.labels
     named = [[template.format(name) for template in TEMPLATES] for name in data.classes]
@@ -185,7 +156,8 @@ def clip_cifar10(shuffled: bool = False) -> Recipe:
         "limits": "It knows ten nouns, and no other word: what it says of anything else is noise. "
         "The supervised classifier, a convolutional network, is the better judge.",
     }
-    return _recipe(data.images, named, labels, replace(GUIDE, context=12), TRAIN_CIFAR10, card)
+    train = replace(TRAIN_CIFAR10, seed=seed)
+    return _recipe(data.images, named, labels, replace(GUIDE, context=12), train, card)
 
 
 def recolour(
@@ -254,4 +226,11 @@ def _recipe(
     network = replace(network, vocabulary=len(tokenizer), end=tokenizer.end, merges=merges)
     tokens = tokenizer.tokenize(every, network.context)  # (captions * T, L)
     tokens = tokens.unflatten(0, (len(captions), -1))[labels]  # (N,T,L)
-    return Recipe(TrainingSet(drawn, tokens), network, train, card, start)
+    torch.manual_seed(train.seed)
+    model = CLIP(network)
+    if start is not None:
+        if start.config != network:
+            raise ValueError("the CLIP to start from has other sizes than the recipe's")
+        model.load_state_dict(start.state_dict())
+    model.card = card
+    return Recipe(model, TrainingSet(drawn, {"text": Column(tokens)}), train, (), Contrastive)

@@ -1,4 +1,4 @@
-"""How the shipped models were trained, and how to train one on your own pictures.
+"""How the shipped diffusion models were trained, and how to train one on your own pictures.
 
 One function a data set. `minidiff train --data NAME` runs it; its options replace what they name.
 """
@@ -7,92 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from minidiff import checkpoint, zoo
 from minidiff.data import images, shapes
 from minidiff.data.emoji import HELD_OUT, noto_emoji
-from minidiff.evaluation import split
+from minidiff.recipes.recipe import SMALL, Recipe
 from minidiff.schedule import NoiseSchedule
-from minidiff.text import TextConfig, TextEncoder, vocabulary, words_of
-from minidiff.training import Objective, TrainConfig, TrainingSet
+from minidiff.text import ClassLabels, TextConfig, TextEncoder, vocabulary, words_of
+from minidiff.training import Column, Objective, TrainConfig, TrainingSet
 from minidiff.unet import UNet, UNetConfig
-from minidiff.zoo import ClassLabels, Diffusion, Prompt
+from minidiff.zoo import Diffusion
 
 LONGEST = 64  # words of a caption that are read
+DROP = 0.1  # share of images that are learnt without their condition, for guidance
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that a training run is made of."""
-
-    data: TrainingSet
-    network: UNetConfig
-    train: TrainConfig
-    schedule: NoiseSchedule
-    predicts: str
-    size: int
-    encoder: TextEncoder | ClassLabels | None
-    previews: Sequence[Prompt]  # the prompts of the preview sheet
-    card: dict  # what the data are
-
-    def objective(self) -> Objective:
-        """The network with fresh weights, those of the run's seed, and its loss."""
-        torch.manual_seed(self.train.seed)
-        encoder = self.encoder if isinstance(self.encoder, nn.Module) else None
-        return Objective(
-            UNet(self.network),
-            self.schedule,
-            encoder,
-            predicts=self.predicts,
-            min_snr=self.train.min_snr,
-        )
-
-    def start_from(self, objective: Objective, name_or_path: str) -> None:
-        """Replace fresh weights by those of a trained model, to train it further.
-
-        ValueError if it has another network, vocabulary, schedule or prediction.
-        """
-        model = zoo.load(name_or_path, device="cpu")
-        if model.predicts != self.predicts or not torch.equal(
-            model.schedule.alpha_bar, self.schedule.alpha_bar
-        ):
-            raise ValueError(f"{name_or_path} predicts {model.predicts} on another schedule")
-        if isinstance(self.encoder, TextEncoder) and isinstance(model.encoder, TextEncoder):
-            if self.encoder.config.words != model.encoder.config.words:
-                raise ValueError(f"{name_or_path} knows other words than the captions here")
-        checkpoint.fill(objective.network, model.network.state_dict(), name_or_path)
-        if objective.encoder is not None:
-            theirs = model.encoder.state_dict() if isinstance(model.encoder, nn.Module) else {}
-            checkpoint.fill(objective.encoder, theirs, name_or_path)
-
-    def model(self, trained: Objective) -> Diffusion:
-        """The trained network as a model to sample from."""
-        encoder = self.encoder if trained.encoder is None else trained.encoder
-        return Diffusion(
-            trained.network, self.schedule, self.predicts, self.size, encoder, dict(self.card)
-        )
-
-    def save(self, trained: Objective, path: Path, card: dict) -> None:
-        """Write the trained model with its card, for `zoo.load`."""
-        zoo.save(path, replace(self.model(trained), card=card))
-
-
-SMALL = UNetConfig(  # for 32 px on a CPU: it works on 2x2 pixels at a time
-    channels=64,
-    multipliers=(1, 2, 2),
-    blocks=1,
-    attention=(1,),
-    head_dim=32,
-    patch=2,
-    groups=16,
-    dropout=0.0,
-    scale_shift=True,
-)
+steady = partial(Objective, min_snr=5.0)  # min-SNR weights: less grain, for networks of few weights
 
 
 def captioned_shapes(size: int = 32) -> Recipe:
@@ -113,23 +47,18 @@ def captioned_shapes(size: int = 32) -> Recipe:
         context_dim=encoder.config.width,
         head_dim=24,
     )
-    previews = shapes.captions(shapes.random_scenes(16, Generator().manual_seed(1)))
-    null = encoder.tokenize([""])[0]
+    card = {
+        "description": "Draws captioned shapes: one thing, or two with a relation.",
+        "data": "200,000 scenes drawn by minidiff.data.shapes",
+        "licence": "MIT, as this project",
+        "limits": "It knows only the words of minidiff.data.shapes.WORDS, in such sentences.",
+    }
+    schedule = NoiseSchedule.linear()  # more of its levels decide what is where
     return Recipe(
-        data=TrainingSet(drawn, encoder.tokenize(captions), null),
-        network=network,
-        train=TrainConfig(images=500_000, batch=32, learning_rate=8e-4, cooldown=0.4, flip=False),
-        schedule=NoiseSchedule.linear(),  # more of its levels decide what is where
-        predicts="v",
-        size=size,
-        encoder=encoder,
-        previews=previews,
-        card={
-            "description": "Draws captioned shapes: one thing, or two with a relation.",
-            "data": "200,000 scenes drawn by minidiff.data.shapes",
-            "licence": "MIT, as this project",
-            "limits": "It knows only the words of minidiff.data.shapes.WORDS, in such sentences.",
-        },
+        _fresh(network, schedule, size, encoder, card),
+        TrainingSet(drawn, {"ids": _captions(encoder, captions)}),
+        TrainConfig(images=500_000, batch=32, learning_rate=8e-4, cooldown=0.4, flip=False),
+        shapes.captions(shapes.random_scenes(16, Generator().manual_seed(1))),
     )
 
 
@@ -138,22 +67,20 @@ def cifar10(size: int = 32) -> Recipe:
     if size != 32:
         raise ValueError(f"CIFAR-10 has 32 pixels a side: expected size 32, got {size}")
     data = images.cifar10()
+    card = {
+        "description": "Draws the ten classes of CIFAR-10.",
+        "data": "the 50,000 training images of CIFAR-10 (Krizhevsky 2009)",
+        "licence": "none stated by its author",
+        "limits": "A small network that has seen each image a few times: layouts and colours "
+        "are right, details smeared. For a lesson, not for use.",
+    }
+    network = replace(SMALL, classes=len(data.classes))
     return Recipe(
-        data=_labelled(data.images, data.labels, len(data.classes)),
-        network=replace(SMALL, classes=len(data.classes)),
-        train=TrainConfig(images=450_000, learning_rate=8e-4, min_snr=5.0),
-        schedule=NoiseSchedule.cosine(),
-        predicts="v",
-        size=size,
-        encoder=ClassLabels(data.classes),
-        previews=[name for name in data.classes for _ in range(2)],
-        card={
-            "description": "Draws the ten classes of CIFAR-10.",
-            "data": "the 50,000 training images of CIFAR-10 (Krizhevsky 2009)",
-            "licence": "none stated by its author",
-            "limits": "A small network that has seen each image a few times: layouts and colours "
-            "are right, details smeared. For a lesson, not for use.",
-        },
+        _fresh(network, NoiseSchedule.cosine(), size, ClassLabels(data.classes), card),
+        _labelled(data.images, data.labels, len(data.classes)),
+        TrainConfig(images=450_000, learning_rate=8e-4),
+        [name for name in data.classes for _ in range(2)],
+        steady,
     )
 
 
@@ -164,7 +91,7 @@ def butterflies(size: int = 64) -> Recipe:
     first, photographed outdoors: its card has the commands.
     """
     pictures = images.butterflies(size).images
-    train, held_out = split(pictures)
+    train, held_out = images.split(pictures)
     card = {
         "description": "Draws butterflies, without a prompt.",
         "data": f"{len(train)} photographs of butterflies on white ({len(held_out)} more held out)",
@@ -197,9 +124,10 @@ def emoji(size: int = 32) -> Recipe:
         "examples": [*names[13 :: len(names) // 26][:26], *HELD_OUT],
     }
     recipe = _captioned(data.images[keep].repeat(2, 1, 1, 1), captions, size, card)
+    network = replace(recipe.model.network.config, channels=32, head_dim=32)
     return replace(
         recipe,
-        network=replace(recipe.network, channels=32, head_dim=32),
+        model=reset(recipe.model, network),
         train=replace(recipe.train, images=900_000, flip=False),
     )
 
@@ -214,15 +142,38 @@ def folder(path: str | Path, size: int = 32) -> Recipe:
         return _captioned(data.images, data.captions, size, card)
     if data.labels is None:
         return _unlabelled(data.images, size, card)
-    recipe = _unlabelled(data.images, size, card)
     names = data.classes
+    recipe = _unlabelled(data.images, size, card)
+    network = replace(recipe.model.network.config, classes=len(names))
     return replace(
         recipe,
+        model=_fresh(network, recipe.model.schedule, size, ClassLabels(names), card),
         data=_labelled(data.images, data.labels, len(names)),
-        network=replace(recipe.network, classes=len(names)),
-        encoder=ClassLabels(names),
         previews=[names[i % len(names)] for i in range(16)],
     )
+
+
+def reset(model: Diffusion, network: UNetConfig, seed: int = 0) -> Diffusion:
+    """The model with a network of fresh weights, those of a seed."""
+    torch.manual_seed(seed)
+    return replace(model, network=UNet(network))
+
+
+def _fresh(
+    network: UNetConfig,
+    schedule: NoiseSchedule,
+    size: int,
+    encoder: TextEncoder | ClassLabels | None,
+    card: dict,
+) -> Diffusion:
+    """A model of fresh weights that predicts v."""
+    torch.manual_seed(0)
+    shape = (network.out_channels, size, size)
+    return Diffusion(UNet(network), schedule, "v", shape, encoder, card=card)
+
+
+def _captions(encoder: TextEncoder, captions: Sequence[str]) -> Column:
+    return Column(encoder.tokenize(captions), encoder.tokenize([""])[0], DROP)
 
 
 def _captioned(pictures: Tensor, captions: Sequence[str], size: int, card: dict) -> Recipe:
@@ -235,30 +186,24 @@ def _captioned(pictures: Tensor, captions: Sequence[str], size: int, card: dict)
     length = max(16, *(len(caption.split()) for caption in short))
     torch.manual_seed(0)
     encoder = TextEncoder(TextConfig(words=known, length=length))
-    levels = tuple(range(1, len(recipe.network.multipliers)))  # the first has the most pixels
-    network = replace(
-        recipe.network,
-        cross_attention=levels,
-        context_dim=encoder.config.width,
-    )
+    small = recipe.model.network.config
+    levels = tuple(range(1, len(small.multipliers)))  # the first has the most pixels
+    network = replace(small, cross_attention=levels, context_dim=encoder.config.width)
     told = sorted({caption for caption in short if caption})
     examples = card.get("examples", told[:: math.ceil(len(told) / 32)])
-    return replace(
-        recipe,
-        data=TrainingSet(pictures, encoder.tokenize(short), encoder.tokenize([""])[0]),
-        network=network,
-        # most of these levels decide what is where, and there the words count: min-SNR weights
-        # would hush just those
-        schedule=NoiseSchedule.linear(),
-        train=replace(recipe.train, images=500_000, min_snr=None),
-        encoder=encoder,
-        previews=examples[-16:],
-        card=card | {"examples": examples},
+    # Most levels of the linear schedule decide what is where, which is what the words are about:
+    # min-SNR weights would down-weight exactly those, so the plain loss trains here.
+    schedule, card = NoiseSchedule.linear(), card | {"examples": examples}
+    return Recipe(
+        _fresh(network, schedule, size, encoder, card),
+        TrainingSet(pictures, {"ids": _captions(encoder, short)}),
+        replace(recipe.train, images=500_000),
+        examples[-16:],
     )
 
 
 def _labelled(pictures: Tensor, labels: Tensor, classes: int) -> TrainingSet:
-    return TrainingSet(pictures, labels, torch.tensor(classes))
+    return TrainingSet(pictures, {"ids": Column(labels, torch.tensor(classes), DROP)})
 
 
 def _check_size(size: int) -> int:
@@ -282,13 +227,9 @@ def _unlabelled(pictures: Tensor, size: int, card: dict) -> Recipe:
         head_dim=32 if deeper else 24,
     )
     return Recipe(
-        data=TrainingSet(pictures),
-        network=network,
-        train=TrainConfig(images=100_000, learning_rate=8e-4, warmup=10_000, min_snr=5.0),
-        schedule=NoiseSchedule.cosine(),
-        predicts="v",
-        size=size,
-        encoder=None,
-        previews=[None] * 16,
-        card=card,
+        _fresh(network, NoiseSchedule.cosine(), size, None, card),
+        TrainingSet(pictures),
+        TrainConfig(images=100_000, learning_rate=8e-4, warmup=10_000),
+        [None] * 16,
+        steady,
     )

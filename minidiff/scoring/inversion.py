@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from minidiff import zoo
 from minidiff.data import images as real
-from minidiff.data.download import data_root
-from minidiff.denoiser import Denoiser, as_denoiser, network_time, reader
+from minidiff.data.hosts import data_root
+from minidiff.denoiser import Denoiser, as_denoiser, network_time, parametrisation
 from minidiff.editing import slerp
 from minidiff.guidance import clamp
 from minidiff.metrics import psnr
@@ -138,7 +138,7 @@ def _row(
 
 def _null(model: zoo.Diffusion, shift: int = 0) -> Denoiser:
     """The denoiser of no prompt in float32; with a shift the network is told a later time."""
-    read, last = reader(model.predicts), model.schedule.T - 1
+    read, last = parametrisation(model.predicts).read, model.schedule.T - 1
 
     def denoise(x: Tensor, level):
         condition = model.condition([None] * len(x))

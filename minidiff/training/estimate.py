@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from minidiff.training import Run, world
+from minidiff.training.loop import Run
+from minidiff.training.processes import world
 
 
 class Estimate(NamedTuple):
@@ -26,11 +27,11 @@ class Estimate(NamedTuple):
 def estimate(run: Run) -> Estimate:
     """Count the operations of one image, and time three parts of a batch; changes nothing."""
     c, objective = run.config, run.objective
-    batch = objective.batch(run.data, c, 0)
+    batch = run.batch(0)
 
     def loss(n: int) -> Tensor:
         with run.precision():
-            return objective(*(part if part is None else part[:n] for part in batch))
+            return objective(**{name: values[:n] for name, values in batch.items()})
 
     def activations(n: int) -> int:  # bytes that the backward pass needs
         kept = {}

@@ -7,26 +7,27 @@ over processes or accumulated over smaller batches sees exactly the same numbers
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from minidiff import checkpoint
-from minidiff.data.images import flip, to_float
+from minidiff.condition import Condition
 from minidiff.denoiser import denoising_loss, min_snr_weight
 from minidiff.device import autocast, compile_on_gpu
-from minidiff.schedule import NoiseSchedule
+from minidiff.training.batches import Batch, Batches, TrainingSet, mixed
 from minidiff.training.log import Log
+from minidiff.training.processes import any_process, rank, world
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,6 @@ class TrainConfig:
     cooldown: float = 0.3  # last part of the run, over which it falls to 0
     ema: float = 0.999  # decay of the averaged weights, a step
     clip: float = 1.0  # largest norm of the gradient
-    min_snr: float | None = None  # gamma of the min-SNR weighting, None for the plain loss
-    drop_condition: float = 0.1  # share of images whose condition becomes the null one
     flip: bool = True  # mirror half of the images
     mixed_precision: bool = True  # bfloat16 where the hardware is fast in it
     seed: int = 0
@@ -61,150 +60,83 @@ class TrainConfig:
             raise ValueError(
                 f"clip {self.clip}, warmup {self.warmup}: expected a norm above 0, images from 0"
             )
-        if self.min_snr is not None and not self.min_snr > 0:
-            raise ValueError(f"min_snr is {self.min_snr}: expected a gamma above 0, or None")
         if self.batch % (self.accumulate * world()):
             raise ValueError(
                 f"a batch of {self.batch} does not divide into {world()} processes "
                 f"times {self.accumulate} parts"
             )
-        if not 0 <= self.drop_condition <= 1:
-            raise ValueError(f"drop_condition is {self.drop_condition}: expected a share in 0..1")
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What is learnt from: uint8 images (N,3,H,W), and a condition for each or None.
-
-    `null` is the condition that replaces a dropped one, of a row's shape: needed where
-    `drop_condition` is above 0.
-    """
-
-    images: Tensor
-    conditions: Tensor | None = None
-    null: Tensor | None = None
-
-    def __post_init__(self):
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) == 0:
-            raise ValueError(
-                f"training images must be uint8 (N,3,H,W), got {self.images.dtype} "
-                f"{tuple(self.images.shape)}"
-            )
-        if self.conditions is not None and len(self.conditions) != len(self.images):
-            raise ValueError(f"{len(self.images)} images but {len(self.conditions)} conditions")
-
-    def to(self, device: torch.device) -> TrainingSet:
-        move = [part if part is None else part.to(device) for part in vars(self).values()]
-        return TrainingSet(*move)
 
 
 class Objective(nn.Module):
-    """The denoising loss of a network and, if the condition is text, its encoder.
+    """The denoising loss of a model: of its network and, if it has weights, of its encoder.
 
-    `Run` trains any module like it: `batch(data, config, step)` draws what `forward` takes for one
-    whole batch, image by image; `forward` gives the loss; `about()` says what is learnt.
+    `Run` trains any module like it: `forward` takes the columns of a batch by their names and gives
+    the loss; `network` is what is compiled; `about()` says what is learnt; `batches(data, config)`
+    draws the batches; `save(path, card)` writes the model. `model` is a `zoo.Diffusion` or has the
+    same fields.
+    """
+
+    def __init__(self, model: Any, *, min_snr: float | None = None):
+        super().__init__()
+        if min_snr is not None and not min_snr > 0:
+            raise ValueError(f"min_snr is {min_snr}: expected a gamma above 0, or None")
+        self.model, self.network, self.min_snr = model, model.network, min_snr
+        self.encoder = model.encoder  # registered as a part of this module if it has weights
+
+    def about(self) -> dict:
+        schedule = self.model.schedule
+        tables = [round(table.sum().item(), 6) for table in (schedule.alpha, schedule.sigma)]
+        about = {"predicts": self.model.predicts, "schedule": [schedule.T, *tables]}
+        return about | {"min_snr": self.min_snr}
+
+    def batches(self, data: TrainingSet, config: TrainConfig) -> Batches:
+        T = self.model.schedule.T
+        return Batches(data, config.batch, T, config.seed, mirror=config.flip)
+
+    def forward(
+        self, x0: Tensor, t: Tensor, noise: Tensor, ids: Tensor | None = None, **fields: Tensor
+    ) -> Tensor:
+        """The loss of a batch: `ids` go through the encoder, `fields` are those of a Condition."""
+        level, predicts = self.model.schedule.level(t), self.model.predicts
+        weight = None
+        if self.min_snr is not None:
+            weight = min_snr_weight(level, predicts=predicts, gamma=self.min_snr)
+        condition = None if ids is None else self.encoder(ids)
+        if unknown := fields.keys() - set(Condition._fields):
+            raise ValueError(
+                f"the batch has a column {unknown.pop()!r}: expected ids, or a field of a "
+                f"Condition ({', '.join(Condition._fields)})"
+            )
+        if fields:
+            condition = (condition or Condition())._replace(**fields)
+        return denoising_loss(
+            self.network, x0, level, noise, condition, predicts=predicts, weight=weight
+        )
+
+    def save(self, path: Path, card: dict) -> None:
+        """Write the model with its card, for `zoo.load`."""
+        replace(self.model, card=card).save(path)
+
+
+class Run:
+    """A training run: weights, their average, the optimizer, and where it stands.
+
+    `batches(step)` gives the whole batch of a step, a function of the step alone. `about` says what
+    the batches are made of: a run is only resumed with the same.
     """
 
     def __init__(
         self,
-        network: nn.Module,
-        schedule: NoiseSchedule,
-        encoder: nn.Module | None = None,
+        objective: Objective,
+        batches: Callable[[int], Batch],
+        config: TrainConfig,
+        out: str | Path,
         *,
-        predicts: str = "v",
-        min_snr: float | None = None,
+        about: dict | None = None,
     ):
-        super().__init__()
-        self.network, self.encoder, self.schedule = network, encoder, schedule
-        self.predicts, self.min_snr = predicts, min_snr
-
-    def about(self) -> dict:
-        levels = self.schedule.alpha_bar
-        schedule = [len(levels), round(levels.sum().item(), 6)]
-        return {"predicts": self.predicts, "schedule": schedule}
-
-    def batch(self, data: TrainingSet, config: TrainConfig, step: int) -> Sequence[Tensor | None]:
-        return draw_batch(data, config, self.schedule.T, step)
-
-    def forward(self, x0: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
-        level = self.schedule.level(t)
-        weight = None
-        if self.min_snr is not None:
-            weight = min_snr_weight(level, predicts=self.predicts, gamma=self.min_snr)
-        if self.encoder is not None:
-            condition = self.encoder(condition)
-        return denoising_loss(
-            self.network, x0, level, noise, condition, predicts=self.predicts, weight=weight
-        )
-
-
-def draw_batch(data: TrainingSet, config: TrainConfig, T: int, step: int) -> tuple:
-    """x0, t, noise and condition of one whole batch, a function of (seed, step) alone.
-
-    ValueError if conditions are to be dropped and there is no null one.
-    """
-    device, B = data.images.device, config.batch
-    generator = Generator(device).manual_seed(mixed(config.seed, step))
-    index = draw_index(data, config, step)
-    x0 = to_float(data.images[index])  # (B,3,H,W) in [-1,1]
-    if config.flip:
-        x0 = flip(x0, generator)
-    t = torch.randint(1, T + 1, (B,), generator=generator, device=device)
-    noise = torch.randn(x0.shape, generator=generator, device=device)
-    condition = None
-    if data.conditions is not None:
-        condition = data.conditions[index]
-    if condition is not None and config.drop_condition > 0:
-        if data.null is None:
-            raise ValueError(
-                f"drop_condition = {config.drop_condition}, but the training set has no null "
-                "condition to learn instead: pass TrainingSet its `null`, or drop none"
-            )
-        dropped = torch.rand(B, generator=generator, device=device) < config.drop_condition
-        dropped = dropped.reshape(-1, *[1] * (condition.ndim - 1))
-        condition = torch.where(dropped, data.null, condition)
-    return x0, t, noise, condition
-
-
-def draw_index(data: TrainingSet, config: TrainConfig, step: int) -> Tensor:
-    """Which images (B,) a step sees: every epoch all of them, in an order of its own."""
-    n, B, parts = len(data.images), config.batch, []
-    at, end = step * B, (step + 1) * B  # positions in an endless row of epochs
-    while at < end:
-        epoch, first = divmod(at, n)
-        order = _order(n, config.seed, epoch, data.images.device)
-        parts.append(order[first : first + end - at])
-        at += len(parts[-1])
-    return torch.cat(parts)
-
-
-def mixed(seed: int, n: int) -> int:
-    """A seed of 32 bits, all that CPU generators look at, for number n of a run's seed."""
-    return (seed * 0x9E3779B1 + n) % 2**32
-
-
-@functools.lru_cache(maxsize=4)
-def _order(n: int, seed: int, epoch: int, device: torch.device) -> Tensor:
-    """The order in which epoch number `epoch` visits n images."""
-    order = torch.randperm(n, generator=Generator().manual_seed(mixed(seed, epoch)))
-    return order.to(device)  # once an epoch: a copy from the host waits for the device
-
-
-def world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-class Run:
-    """A training run: weights, their average, the optimizer, and where it stands."""
-
-    def __init__(self, objective: Objective, data: TrainingSet, config: TrainConfig, out: Path):
         self.device = next(objective.parameters()).device
-        self.objective, self.config, self.out = objective, config, Path(out)
-        self.data = data.to(self.device)
+        self.objective, self.batches, self.config = objective, batches, config
+        self.out, self.data_about = Path(out), about or {}
         self.average = copy.deepcopy(objective).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             objective.parameters(), betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
@@ -224,6 +156,16 @@ class Run:
     def precision(self) -> AbstractContextManager:
         return autocast(self.device) if self.config.mixed_precision else nullcontext()
 
+    def batch(self, step: int) -> Batch:
+        """The whole batch of a step, on the run's device; ValueError for another number of rows."""
+        batch = self.batches(step)
+        lengths = {name: len(values) for name, values in batch.items()}
+        if set(lengths.values()) != {self.config.batch}:
+            raise ValueError(
+                f"the batch of step {step} has rows {lengths}: expected {self.config.batch} of each"
+            )
+        return {name: values.to(self.device) for name, values in batch.items()}
+
     def learning_rate(self) -> float:
         c = self.config
         rise = (self.seen + c.batch) / max(c.warmup, 1)
@@ -233,7 +175,7 @@ class Run:
     def advance(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the loss and the gradient's norm, still on the device."""
         c = self.config
-        batch = self.objective.batch(self.data, c, self.step)
+        batch = self.batch(self.step)
         torch.manual_seed(mixed(c.seed, self.step * world() + rank()))  # for dropout layers
         parts = world() * c.accumulate
         mine = range(rank() * c.accumulate, (rank() + 1) * c.accumulate)
@@ -244,7 +186,7 @@ class Run:
             if dist.is_initialized():  # gradients are exchanged once, with the last part
                 self.parallel.require_backward_grad_sync = last
             with self.precision():
-                loss = self.parallel(*(p if p is None else p[s] for p in batch))
+                loss = self.parallel(**{name: values[s] for name, values in batch.items()})
             (loss / c.accumulate).backward()
             total += loss.detach() / c.accumulate
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), c.clip)
@@ -286,7 +228,7 @@ class Run:
         for free in ("images", "accumulate", "log_every", "save_every"):
             theirs[free] = ours[free]
         if ours != theirs:
-            changed = [k for k in ours if ours[k] != theirs.get(k)]
+            changed = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
             raise ValueError(f"{self.state_file} was trained with another {', '.join(changed)}")
         named = dict(self.objective.named_parameters())
         for module, prefix in ((self.objective, "weights."), (self.average, "average.")):
@@ -302,7 +244,7 @@ class Run:
 
     def _what(self) -> dict:
         """What is learnt from what: a run is only resumed with the same."""
-        return self.objective.about() | {"data": len(self.data.images)}
+        return self.objective.about() | self.data_about
 
     @property
     def state_file(self) -> Path:
@@ -348,7 +290,7 @@ def fit(
             last = run.step == run.steps
             if not (crossed or last or (interrupted() and world() == 1)):
                 continue
-            stop = _any_process(interrupted(), run.device)  # several processes stop together
+            stop = any_process(interrupted(), run.device)  # several processes stop together
             done = last or stop
             value = torch.stack(losses).mean().item()
             _refuse_nan(value + 0 * norm.item(), run)
@@ -369,15 +311,6 @@ def fit(
     if dist.is_initialized():  # none leaves while another still saves
         dist.barrier()
     return run.average
-
-
-def _any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is up in any process: all of them stop at the same step."""
-    if not dist.is_initialized():
-        return flag
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags)
-    return flags.item() > 0
 
 
 @contextmanager

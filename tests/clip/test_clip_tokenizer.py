@@ -21,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import minidiff.data.download
+import minidiff.data.hosts
 from minidiff.clip import tokenizer
 from minidiff.clip.tokenizer import Tokenizer, clean, decode, explain, split, tokenize, train_bpe
 from minidiff.data import shapes
@@ -493,7 +493,7 @@ def test_the_vocabulary_is_fetched_to_the_data_folder(
 
     asked = []
     monkeypatch.setenv("MINIDIFF_DATA", str(tmp_path))
-    monkeypatch.setattr(minidiff.data.download, "fetch", fetch)
+    monkeypatch.setattr(minidiff.data.hosts, "fetch", fetch)
     assert tokenizer.published.__wrapped__().tokens == ours.tokens
     path = tmp_path / "clip" / "bpe_simple_vocab_16e6.txt.gz"
     assert asked == [(tokenizer.URL, path, tokenizer.SHA256)]

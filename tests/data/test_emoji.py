@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from minidiff.data import emoji as module
-from minidiff.data.download import sha256_of
+from minidiff.data.hosts import sha256_of
 from minidiff.data.emoji import HELD_OUT, NAMES, PICTURES, noto_emoji
 
 REAL = Path(os.environ.get("MINIDIFF_DATA", "/nowhere"))
@@ -66,7 +66,7 @@ def test_pictures_find_their_names(packages):
 
 def test_a_damaged_package_is_named_and_kept(packages, tmp_path):
     (tmp_path / NAMES).write_bytes(b"x")
-    with pytest.raises(ValueError, match="unicode-emoji-json.* delete it to download it anew"):
+    with pytest.raises(ValueError, match="unicode-emoji-json.* delete it to download it again"):
         noto_emoji()
     assert (tmp_path / NAMES).read_bytes() == b"x"
     with pytest.raises(ValueError, match="at least 1 pixel"):

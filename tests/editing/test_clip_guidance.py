@@ -13,7 +13,7 @@ from torch import Generator
 from torchvision.transforms import RandomResizedCrop
 
 from minidiff.editing import clip_guided, clip_score, cutouts, spherical_distance
-from minidiff.guidance import on_x0
+from minidiff.guidance import guide_by_x0
 from minidiff.samplers import ddim_step, ddpm_step, sample
 
 MODULE = sys.modules["minidiff.editing.clip_guidance"]
@@ -156,7 +156,7 @@ def test_the_shortcut_is_the_gradient_with_respect_to_x0_at_every_level():
         return -spherical_distance(place(x0), TOWARDS)
 
     def counted(i, denoise):
-        return on_x0(denoise, score, SCHEDULE.level(i + 1).alpha, through_network=False)
+        return guide_by_x0(denoise, score, SCHEDULE.level(i + 1).alpha, through_network=False)
 
     wrong = []
     for i, level in enumerate(SCHEDULE.path(10)[:-1]):
