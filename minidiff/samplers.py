@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minidiff.denoiser import Denoiser, Prediction
 from minidiff.noise import Randomness, per_image, randn
-from minidiff.schedule import NoiseLevel, add_noise, climbs, transition
+from minidiff.schedule import CleanLevel, NoiseLevel, add_noise, climbs, transition
 
 Past = Sequence[tuple[NoiseLevel, Prediction]]
 Edit = Callable[[Tensor, NoiseLevel], Tensor]  # edit(x, level) -> x
@@ -237,24 +237,18 @@ def sample(
 
 
 @torch.no_grad()
-def invert(
-    denoise: Denoiser,
-    x0: Tensor,
-    path: Sequence[NoiseLevel],
-    *,
-    lowest: NoiseLevel | None = None,
-) -> Tensor:
+def invert(denoise: Denoiser, x0: Tensor, path: Sequence[NoiseLevel]) -> Tensor:
     """DDIM the other way (Song et al. 2021, section 5.4): from the image to its noise.
 
     `path` is the one that sampling goes down; inversion climbs exactly its levels, S calls for S
-    steps, with eps evaluated at the level x is on. The clean image has no eps of its own: it is
-    read at `lowest`, the schedule's `level(1)`; if that is not given, at the path's lowest noisy
-    level. Use no guidance and no clamping. ValueError unless the path ends at the clean image.
+    steps, with eps evaluated at the level x is on. The clean image contains no noise: its eps is
+    read at the schedule's lowest noisy level, t = 1, or if the path is not of a schedule, at the
+    path's own. Use no guidance and no clamping. ValueError unless the path ends at the clean image.
     """
     up = sorted(path, key=lambda level: level.sigma)
     if len(up) < 2 or up[0].sigma != 0:
         raise ValueError("inversion starts at the clean image: expected a path that ends at t = 0")
-    lowest = lowest or up[1]
+    lowest = up[0].lowest if isinstance(up[0], CleanLevel) else up[1]
     x = x0
     for here, there in zip(up[:-1], up[1:], strict=True):
         if here.sigma == 0:  # the clean image is its own x0

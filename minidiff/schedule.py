@@ -26,6 +26,13 @@ class NoiseLevel(NamedTuple):
     sigma: float | Tensor
 
 
+class CleanLevel(NoiseLevel):
+    """The clean image's level, t = 0, as a schedule gives it. It knows the lowest noisy level of
+    that schedule, where inversion reads the eps of an image that contains no noise."""
+
+    lowest: NoiseLevel
+
+
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """Two float64 tables, alpha[0..T] and sigma[0..T]: index 0 is the clean image, 1..T are noisy.
@@ -179,6 +186,10 @@ class NoiseSchedule:
         t = float(t)
         if not 0 <= t <= self.T:
             raise ValueError(f"t = {t:g} is not on the schedule: expected 0 <= t <= {self.T}")
+        if t == 0:
+            clean = CleanLevel(0, 1.0, 0.0)
+            clean.lowest = self.level(1)
+            return clean
         if t == int(t):
             return NoiseLevel(int(t), self.alpha[int(t)].item(), self.sigma[int(t)].item())
         alpha, sigma = self._between(torch.tensor(t, dtype=torch.float64), self.alpha, self.sigma)

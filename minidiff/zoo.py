@@ -310,9 +310,9 @@ class Diffusion:
     ) -> Tensor:
         """The noise (n, *shape) from which DDIM without guidance draws these images (n,3,H,W)."""
         x0 = images if self.decoder is None else self.decoder.encode(images)
-        path, lowest = self.schedule.path(steps), self.schedule.level(1)
+        denoise, path = self.for_sampling().denoiser(prompt), self.schedule.path(steps)
         with torch.no_grad(), autocast(self.device):
-            return invert(self.for_sampling().denoiser(prompt), x0, path, lowest=lowest)
+            return invert(denoise, x0, path)
 
     # ----------------------------------------------------------------------------- files and words
 

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minidiff import UNet, UNetConfig, add_noise, ddim_step, load, plot, sample, trajectory, unet
-from minidiff import device as library
+from minidiff import layers as library
 from minidiff.data import shapes
 from minidiff.guidance import clamp
 from minidiff.lessons import lesson_02 as lesson
@@ -121,7 +121,7 @@ class TimeEmbedding(nn.Module):
 
 
 config = lesson.CONFIG
-lesson.assert_equal(TimeEmbedding(16), unet.TimeEmbedding(config), torch.tensor([0, 1, 500, 999]))
+lesson.assert_equal(TimeEmbedding(16), library.TimeEmbedding(16), torch.tensor([0, 1, 500, 999]))
 
 # %%
 lesson.time_pattern(waves(torch.arange(1000), 64))
@@ -150,7 +150,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = (nn.GroupNorm(8, w, 1e-6) for w in (width_in, width))
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
-        self.conv2 = unet.zeros(nn.Conv2d(width, width, 3, padding=1))
+        self.conv2 = library.zeros(nn.Conv2d(width, width, 3, padding=1))
         self.time = nn.Linear(emb, width)
         self.skip = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
 
@@ -208,7 +208,8 @@ def attention(q, k, v):
 class Attention(nn.Module):
     def __init__(self, width, context_dim=0):
         super().__init__()
-        self.norm, self.out = nn.GroupNorm(8, width, 1e-6), unet.zeros(nn.Conv2d(width, width, 1))
+        self.norm = nn.GroupNorm(8, width, 1e-6)
+        self.out = library.zeros(nn.Conv2d(width, width, 1))
         if context_dim:
             self.q, self.place = nn.Conv2d(width, width, 1), nn.Conv2d(2, width, 1, bias=False)
             self.kv = nn.Linear(context_dim, 2 * width)
@@ -347,7 +348,8 @@ class MyUNet(nn.Module):
             for _ in range(2):
                 level.append(Block(width + kept.pop(), width := d * m, emb, attend))
             self.up.append(nn.ModuleList(level + [Up(width)] * (i > 0)))
-        self.norm, self.head = nn.GroupNorm(8, d, 1e-6), unet.zeros(nn.Conv2d(d, 3, 3, padding=1))
+        self.norm = nn.GroupNorm(8, d, 1e-6)
+        self.head = library.zeros(nn.Conv2d(d, 3, 3, padding=1))
 
     def forward(self, x, t, condition=None):
         emb, kept = F.silu(self.time(t * self.timed)), [h := self.stem(x)]

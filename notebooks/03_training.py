@@ -35,7 +35,6 @@ LESSON = lessons.setup(3)
 import copy
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -44,8 +43,9 @@ from minidiff.data import images
 from minidiff.denoiser import min_snr_weight
 from minidiff.device import autocast, keep_memory  # autocast: bfloat16 where it is fast
 from minidiff.lessons import lesson_03 as lesson
-from minidiff.training import Objective, Run, TrainConfig, TrainingSet, draw_batch
+from minidiff.training import Batches, Objective, Run, TrainConfig, TrainingSet
 from minidiff.training.estimate import estimate
+from minidiff.zoo import Diffusion
 
 keep_memory()  # a third faster on CPUs
 schedule, device = NoiseSchedule.cosine(), LESSON.device
@@ -84,8 +84,8 @@ plot.grid(images.to_float(drawn[:12]), columns=12).reduce(2)
 # ## The naive way: noise in, picture out
 #
 # A picture, a noise, and a network that shall make the one of the other. It has everything the real
-# model will have, only the question is another. `draw_batch` gives the pictures, levels, noise and
-# conditions (here none) of a step.
+# model will have, only the question is another. `batches(step)` gives the images, times and noise of
+# a step.
 
 # %%
 sizes = replace(recipes.SMALL, channels=LESSON.choose(16, 32, 64), head_dim=None, groups=8)
@@ -100,9 +100,9 @@ def fresh(seed=0):
 # %%
 naive, t_last = fresh(), torch.full((BATCH,), schedule.T - 1, device=device)
 optimizer = torch.optim.AdamW(naive.parameters(), lr=2e-3)
-config = TrainConfig(images=BATCH * 1000, batch=BATCH, flip=False)
+batches = Batches(data, BATCH, schedule.T)
 for step in range(LESSON.choose(3, 50, 300)):
-    x0, _, noise, _ = draw_batch(data, config, schedule.T, step)
+    x0, _, noise = batches(step).values()
     with autocast(device):
         loss = (naive(noise, t_last) - x0).square().mean()
     optimizer.zero_grad()
@@ -137,7 +137,7 @@ def loss_of(network, x0, t, noise):
     return (out - v).square().mean((1, 2, 3))  # (B,)
 
 
-x0, t, noise, _ = draw_batch(data, config, schedule.T, 0)
+x0, t, noise = batches(0).values()
 ours = loss_of(naive, x0, t, noise).mean()
 theirs = denoising_loss(naive, x0, schedule.level(t), noise, predicts="v")
 print(f"our loss {ours:.6f}, the library's {theirs:.6f}")
@@ -264,8 +264,8 @@ assert torch.allclose(a.weight, by_hand)
 # %%
 STEPS = LESSON.choose(12, 700, 20_000)
 DECAYS = LESSON.choose((0.8, 0.95), (0.8, 0.95, 0.98), (0.9, 0.99, 0.999))
-config = replace(config, images=BATCH * STEPS, learning_rate=2e-3, ema=DECAYS[1], min_snr=5.0,
-                 warmup=BATCH * STEPS // 10, cooldown=0.2)  # fmt: skip
+config = TrainConfig(images=BATCH * STEPS, batch=BATCH, learning_rate=2e-3, ema=DECAYS[1],
+                     warmup=BATCH * STEPS // 10, cooldown=0.2)  # fmt: skip
 
 
 def rate(n, c=config):
@@ -273,7 +273,12 @@ def rate(n, c=config):
     return c.learning_rate * min(1, rise, fall)
 
 
-run = Run(Objective(fresh(), schedule, predicts="v", min_snr=5.0), data, config, Path("unused"))
+def objective(seed=0):
+    model = Diffusion(fresh(seed), schedule, predicts="v", shape=(3, 32, 32))
+    return Objective(model, min_snr=5.0)
+
+
+run = Run(objective(), batches, config, "unused")
 print("before it starts:", estimate(run))
 rates = [rate(n) for n in range(0, config.images, BATCH)]
 for run.step, ours in enumerate(rates):
@@ -294,7 +299,7 @@ print(f"first {rates[0]:.1e}, highest {max(rates):.1e}, last {rates[-1]:.1e}")
 
 
 # %%
-def train(config, steps, seed=0, decays=(), look=lambda step, networks: None):
+def train(config, steps, seed=0, decays=(), look=lambda step, networks: None, weight=weight):
     """Algorithm 1; returns the networks, {0: as trained, decay: averaged}, and the losses."""
     network, losses = fresh(seed), []
     networks = {0: network} | {d: copy.deepcopy(network) for d in decays}
@@ -302,7 +307,7 @@ def train(config, steps, seed=0, decays=(), look=lambda step, networks: None):
         network.parameters(), betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
     for step in range(steps):
-        x0, t, noise, _ = draw_batch(data, config, schedule.T, step)
+        x0, t, noise = batches(step).values()
         with autocast(device):
             loss = (weight(t) * loss_of(network, x0, t, noise)).mean()
         optimizer.zero_grad()
@@ -566,15 +571,19 @@ lesson.check_resume(my_save, my_restore)
 #
 # ## The library's run, asserted equal
 #
-# `minidiff.training.Run` is this loop, with files. Three steps of ours and of its own, from the same
-# seed: on a CPU every weight must agree to the last bit (a GPU may add in another order). Then the
+# `minidiff.training.Run` is this loop, with files. We run three steps of each from the same seed. On a
+# CPU every weight must agree to the last bit (a GPU may add in another order). Our loop uses the
+# library's min-SNR weights here, because they are rounded differently from those of round 2. Then the
 # session is lost after three of six steps, and a new one, with other weights, goes on from the file.
 
 
 # %%
-def new_run(folder, seed=0, **changes):
-    objective = Objective(fresh(seed), schedule, predicts="v", min_snr=5.0)
-    return Run(objective, data, replace(config, **changes), Path(folder))
+def library_weight(t):
+    return min_snr_weight(schedule.level(t), predicts="v")
+
+
+def new_run(folder, seed=0):
+    return Run(objective(seed), batches, config, folder)
 
 
 def same(a, b):
@@ -587,7 +596,7 @@ with tempfile.TemporaryDirectory() as folder:
     for _ in range(3):
         lost.advance()
     lost.save()
-    ours, _ = train(config, 3, decays=(config.ema,))
+    ours, _ = train(config, 3, decays=(config.ema,), weight=library_weight)
     print("our loop is the library's:", same(ours[0], lost.objective.network))
     assert same(ours[0], lost.objective.network) and same(ours[config.ema], lost.average.network)
     later.resume()

@@ -74,9 +74,10 @@ def mixture(weights=WEIGHTS):
 
 
 def network(x, t, condition):
-    """The mixture as a network that predicts eps: t (B,) from 0, condition (B,4) mode weights."""
-    alpha_bar = SCHEDULE.alpha_bar[t + 1].reshape(-1, 1, 1, 1)
-    return mixture(condition.T)(x, NoiseLevel(t, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())).eps
+    """The mixture as a network that predicts eps: t (B,) from 0, and the weights of the modes as
+    Condition(vector=...), (B,4)."""
+    alpha, sigma = (table[t + 1].reshape(-1, 1, 1, 1) for table in (SCHEDULE.alpha, SCHEDULE.sigma))
+    return mixture(condition.vector.T)(x, NoiseLevel(t, alpha, sigma)).eps
 
 
 def log_class(x, level):

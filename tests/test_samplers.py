@@ -33,9 +33,10 @@ from minidiff.samplers import (
     heun_step,
     invert,
     sample,
+    spacing_for,
     trajectory,
 )
-from minidiff.schedule import jumps, renoise
+from minidiff.schedule import NoiseSchedule, climbs, jumps, renoise
 
 EXACT = mixture()
 SMALL, LARGE = partial(ddpm_step, variance="small"), partial(ddpm_step, variance="large")
@@ -119,6 +120,23 @@ def test_ddpm_is_its_equation(pair):
     torch.testing.assert_close(small, drawn(WRITTEN_SMALL, x, here, there), rtol=0, atol=1e-11)
     torch.testing.assert_close(large, drawn(WRITTEN_LARGE, x, here, there), rtol=0, atol=1e-11)
     assert (small - large).abs().max() > 1e-7  # Mutant: the other variance.
+
+
+@pytest.mark.parametrize("schedule", [NoiseSchedule.flow(), NoiseSchedule.ve()], ids=["flow", "ve"])
+@pytest.mark.parametrize("pair", [(999, 900), (600, 350), (2, 1)])
+def test_ddpm_is_bayes_rule_on_other_schedules(schedule, pair):
+    """q(x_there | x_here, x0) is proportional to q(x_there | x0) q(x_here | x_there)."""
+    here, there = map(schedule.level, pair)
+    x, zero = noisy_data(20, here), torch.zeros(20, 2, 1, 1, dtype=torch.float64)
+    ratio = here.alpha / there.alpha
+    beta = here.sigma**2 - (ratio * there.sigma) ** 2
+    precision = 1 / there.sigma**2 + ratio**2 / beta
+    x0 = EXACT(x, here).x0
+    mean = (there.alpha * x0 / there.sigma**2 + ratio * x / beta) / precision
+    torch.manual_seed(5)
+    z = torch.randn_like(zero)
+    torch.testing.assert_close(drawn(SMALL, x, here, there), mean + z / precision**0.5)
+    torch.testing.assert_close(drawn(LARGE, x, here, there), mean + z * beta**0.5)
 
 
 def affine(step, denoise, here, there):
@@ -407,7 +425,7 @@ def exact_latent(x0):
     ratios = torch.logspace(-3, math.log10(157.405), 600).tolist()
     path = [level_at(ratio) for ratio in ratios] + [SCHEDULE.level(1000)]
     up = trajectory(
-        None, EXACT, x0, path, climb=lambda x, here, there: heun_step(EXACT, x, here, there)[0]
+        None, EXACT, x0, path, climb=lambda x, here, there, _: heun_step(EXACT, x, here, there)[0]
     )
     *_, last = up
     return last.x
@@ -474,21 +492,17 @@ def paste(x, level):
     return x
 
 
-def climb(x, here, there):
-    return renoise(x, here, there, torch.randn_like(x))
-
-
-def without_the_root(x, here, there):
+def without_the_root(x, here, there, noise):
     """Mutant: the variance where its root belongs, the slip of RePaint's algorithm 1, line 5."""
     ratio = there.alpha / here.alpha
-    return ratio * x + (there.sigma**2 - (ratio * here.sigma) ** 2) * torch.randn_like(x)
+    return ratio * x + (there.sigma**2 - (ratio * here.sigma) ** 2) * noise
 
 
 def repaint(steps, length, times, n=4000):
     """Mean and deviation of the coordinate that was painted in."""
     levels = SCHEDULE.path(steps, "linspace")[::-1]  # from clean to noisy
     path = [levels[k] for k in jumps(steps, length, times)]
-    x = sample(correlated_step(RHO), None, noise(n), path, edit=paste, climb=climb)
+    x = sample(correlated_step(RHO), None, noise(n), path, edit=paste, climb=renoise)
     assert (x[:, 0] == KNOWN).all()
     return x[:, 1].mean().item(), x[:, 1].std().item()
 
@@ -526,22 +540,22 @@ def law_is_right(x, level):
 def test_known_pixels_have_the_law_of_their_level():
     levels = SCHEDULE.path(50, "linspace")[::-1]
     path = [levels[k] for k in jumps(50, 1, 2)][:-1]
-    climbed = {climb: [], without_the_root: []}
+    climbed = {renoise: [], without_the_root: []}
 
     def frames(up, edit=paste):
-        def watched(x, here, there):
-            x = up(x, here, there)
+        def watched(x, here, there, noise):
+            x = up(x, here, there, noise)
             climbed[up].append(law_is_right(x, there))
             return x
 
         return trajectory(correlated_step(RHO), None, noise(20000), path, edit=edit, climb=watched)
 
-    assert all(law_is_right(frame.x, frame.level) for frame in frames(climb))
-    assert len(climbed[climb]) == 49 and all(climbed[climb])
+    assert all(law_is_right(frame.x, frame.level) for frame in frames(renoise))
+    assert len(climbed[renoise]) == 49 and all(climbed[renoise])
     # Mutants: the climb without its root; and known pixels of the level above.
     list(frames(without_the_root))
     assert not any(climbed[without_the_root][-20:])
-    late = frames(climb, lambda x, level: paste(x, levels[min(levels.index(level) + 1, 50)]))
+    late = frames(renoise, lambda x, level: paste(x, levels[min(levels.index(level) + 1, 50)]))
     assert not all(law_is_right(frame.x, frame.level) for frame in late)
 
 
@@ -595,8 +609,28 @@ def test_climbing_by_renoise_is_settled_by_the_seed():
 
     assert torch.equal(images(x, renoise), images(x, renoise))
     assert torch.equal(images(x, renoise)[:1], images(x[:1], renoise))
+
     # Mutant: noise of torch's own state.
-    assert not torch.equal(images(x, climb), images(x, climb))
+    def careless(x, here, there, noise):
+        return renoise(x, here, there, torch.randn_like(x))
+
+    assert not torch.equal(images(x, careless), images(x, careless))
+
+
+def test_a_climb_is_given_standard_normal_noise_of_its_own():
+    levels, given = SCHEDULE.path(8)[::-1], []
+
+    def watched(x, here, there, noise):
+        given.append(noise)
+        return renoise(x, here, there, noise)
+
+    x = randn((4, 3, 8, 8), seeded(1))
+    path = [levels[k] for k in jumps(8, 2, 3)]
+    sample(ddim_step, pixelwise, x, path, climb=watched, generator=seeded())
+    assert len(given) == sum(climbs(here, there) for here, there in pairwise(path)) == 12
+    every = torch.stack(given)
+    assert every.shape[1:] == x.shape and len({noise.sum().item() for noise in given}) == 12
+    assert abs(every.mean()) < 0.05 and abs(every.std() - 1) < 0.05
 
 
 def test_a_wrong_number_of_generators_is_refused():
@@ -613,16 +647,19 @@ def test_frames_hold_every_move_its_level_and_its_prediction():
         return x + 1
 
     x = noise(4)
-    frames = list(trajectory(ddim_step, EXACT, x, path, edit=edit, climb=climb))
+    frames = list(trajectory(ddim_step, EXACT, x, path, edit=edit, climb=renoise))
     assert [frame.level for frame in frames] == edited == path[1:]
+    assert [frame.before for frame in frames] == path[:-1]
     assert [frame.prediction is None for frame in frames] == [False, False, True, False, False]
     torch.testing.assert_close(frames[0].prediction, EXACT(x, path[0]))
     torch.testing.assert_close(frames[0].x, ddim_step(EXACT, x, *path[:2])[0] + 1)
-    torch.testing.assert_close(frames[1].prediction, EXACT(frames[0].x, path[1]))
+    for frame, earlier in zip(frames[1:], frames, strict=False):
+        if frame.prediction is not None:  # it was made at the level before the move
+            torch.testing.assert_close(frame.prediction, EXACT(earlier.x, frame.before))
     torch.manual_seed(0)
-    last = sample(ddim_step, EXACT, x, path, edit=edit, climb=climb)
+    last = sample(ddim_step, EXACT, x, path, edit=edit, climb=renoise)
     torch.manual_seed(0)
-    *_, frame = trajectory(ddim_step, EXACT, x, path, edit=edit, climb=climb)
+    *_, frame = trajectory(ddim_step, EXACT, x, path, edit=edit, climb=renoise)
     assert torch.equal(last, frame.x)
 
 
@@ -634,8 +671,21 @@ def test_a_step_is_given_the_past_and_forgets_it_on_a_climb():
         return ddim_step(denoise, x, here, there)
 
     path = SCHEDULE.path([900, 600, 300, 600, 300, 0])
-    list(trajectory(step, EXACT, noise(2), path, climb=climb))
+    list(trajectory(step, EXACT, noise(2), path, climb=renoise))
     assert pasts == [[], [900], [], [600]]
+
+
+@pytest.mark.parametrize("step", [heun_step, dpmpp_2m_step], ids=["heun", "2m"])
+def test_the_spacing_that_a_step_brings_is_the_best_one_for_it(step, start_and_truth):
+    """30 steps from noise to the clean image, against where the exact ODE ends."""
+    z, _ = start_and_truth
+    truth = sample(heun_step, EXACT, z, [*karras(300), CLEAN])
+    error = {
+        spacing: distance(sample(step, EXACT, z, SCHEDULE.path(30, spacing)), truth)
+        for spacing in ("trailing", "leading", "linspace", "log_snr")
+    }
+    best = error.pop(spacing_for(step))
+    assert best < 0.75 * min(error.values()) and best < 0.2 * error["trailing"]
 
 
 def test_a_path_that_climbs_or_goes_nowhere_is_refused():

@@ -16,7 +16,6 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,7 @@ def _download(
     end = time.monotonic() + DEADLINE
     longest = idle = requests = 0
     fault = None
-    while idle < TRIES + 1 and requests < REQUESTS:
+    while idle < TRIES and requests < REQUESTS:
         fault = _receive(url, part, slowest, most, end)
         requests += 1
         # The hash decides, not the length that the server announced.
@@ -153,7 +152,7 @@ def _download(
             continue
         size = part.stat().st_size
         longest, idle = max(longest, size), 0 if size > longest else idle + 1
-    raise FetchError(f"{fault}, in request {requests}")
+    raise FetchError(f"{requests} requests, the last: {fault}")
 
 
 def _receive(url: str, part: Path, slowest: float, most: int, end: float) -> str | None:
@@ -209,6 +208,32 @@ def _check_size(size: int, part: Path, most: int) -> None:
         raise FetchError(f"the server sends more than the {most} bytes expected")
 
 
+class _Noting:
+    """Mixed into a handler of urllib: every socket that it opens is appended to `sockets`."""
+
+    def __init__(self, sockets: list[socket.socket]):
+        super().__init__()
+        self.sockets = sockets
+
+    def do_open(self, connection: type[HTTPConnection], *args: Any, **options: Any) -> HTTPResponse:
+        sockets = self.sockets
+
+        class Noted(connection):
+            def connect(self) -> None:
+                super().connect()
+                sockets.append(self.sock)
+
+        return super().do_open(Noted, *args, **options)
+
+
+class _HTTP(_Noting, HTTPHandler):
+    pass
+
+
+class _HTTPS(_Noting, HTTPSHandler):
+    pass
+
+
 class _Watch(threading.Thread):
     """Shuts a connection down that is slower than `slowest` bytes per second, or open after `end`.
 
@@ -234,13 +259,8 @@ class _Watch(threading.Thread):
 
     def open(self, request: Request) -> HTTPResponse:
         """`urllib.request.urlopen`, whose sockets the watch knows."""
-
-        class Noting:
-            def do_open(_, kind: Callable[..., HTTPConnection], *args: Any, **options: Any):
-                return super().do_open(lambda *a, **o: self._noted(kind(*a, **o)), *args, **options)
-
-        handlers = [type("Noting", (Noting, base), {})() for base in (HTTPHandler, HTTPSHandler)]
-        return build_opener(*handlers).open(request, timeout=TIMEOUT)
+        opener = build_opener(_HTTP(self._sockets), _HTTPS(self._sockets))
+        return opener.open(request, timeout=TIMEOUT)
 
     def run(self) -> None:
         seconds, before = 2 * TIMEOUT, 0  # twice, so that silence is found by the socket first
@@ -257,3 +277,75 @@ class _Watch(threading.Thread):
 
 
 # ------------------------------------------------------------------------------ hosts and mirrors
+
+
+def fetch_cifar10(folder: Path) -> None:
+    """Download and unpack CIFAR-10's archive to `folder`, unless it is there.
+
+    `folder` appears complete or not at all. If two processes call at once, one does the work and
+    the other waits. FetchError with the fault of every host if all failed.
+    """
+    with locked(folder):
+        if not folder.is_dir():  # a process that held the lock may have made it
+            _fetch_cifar10(folder)
+
+
+def _fetch_cifar10(folder: Path) -> None:
+    from torchvision.datasets import CIFAR10
+
+    faults = []
+    # All work is done in a folder that is deleted at the end, whatever happens.
+    with tempfile.TemporaryDirectory(dir=folder.parent, suffix=".tmp") as work:
+        archive, unpacked = Path(work, CIFAR10.filename), Path(work, CIFAR10.base_folder)
+        for url, slowest in CIFAR10_HOSTS:
+            # A mirror has the same bytes, so it continues where the host before it failed.
+            md5, limits = CIFAR10.tgz_md5, {"slowest": slowest, "most": CIFAR10_SIZE}
+            try:
+                if (found := _download(url, archive, "md5", md5, **limits)) != md5:
+                    archive.unlink()
+                    raise FetchError(f"wrong MD5 {found}")
+            except FetchError as error:
+                faults.append(f"{urlsplit(url).hostname}: {error}")
+                log.warning("CIFAR-10: %s; trying the next source", faults[-1])
+                continue
+            _unpack(archive, unpacked)
+            os.replace(unpacked, folder)
+            return
+    raise FetchError(", ".join(faults))
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """The archive's files into the new `folder`, by base name: nothing can land outside it."""
+    folder.mkdir()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.isfile():
+                (folder / Path(member.name).name).write_bytes(tar.extractfile(member).read())
+
+
+# ------------------------------------------------------------------------------------------ the hub
+
+
+def hub_rows(repo: str, split: str, columns: list[str]) -> list[dict]:
+    """The rows of a data set on the Hugging Face hub; raises FetchError. No account is needed."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise FetchError("huggingface.co: needs pyarrow, try `pip install pyarrow`") from None
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            repo, repo_type="dataset", allow_patterns=f"*{split}-*.parquet", token=False
+        )
+    # The hub's client raises its own errors, and those of whichever HTTP library it uses.
+    except Exception as error:
+        raise FetchError(f"huggingface.co: no download ({type(error).__name__})") from None
+    files = sorted(Path(folder).rglob(f"{split}-*.parquet"))
+    if not files:
+        raise FetchError(f"huggingface.co: no {split} files in {repo}")
+    return [
+        row
+        for file in files
+        for row in pyarrow.parquet.read_table(file, columns=columns).to_pylist()
+    ]

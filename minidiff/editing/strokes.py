@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from minidiff.editing.checks import check_count, check_image
 
 Points = Sequence[tuple[float, float]]  # (x, y) as shares of the width and height
 Colour = tuple[float, float, float]  # red, green, blue in [-1, 1]
+
+FINE = 16  # parts of a pixel's side to which corners are rounded
+FAR = 1000.0  # shares beyond which Pillow's whole numbers could overflow
 
 
 def from_array(array: np.ndarray) -> Tensor:
@@ -31,6 +34,10 @@ def paint(image: Tensor, polygons: Sequence[tuple[Points, Colour]]) -> tuple[Ten
     """Flat polygons on an image (B,3,H,W): the guide, and the mask (1,1,H,W), 1 = unpainted.
 
     guide, mask = paint(image, [([(0.2, 0.5), (0.8, 0.5), (0.5, 0.9)], (1, -1, -1))])  # red
+
+    A pixel is painted if its centre lies inside the polygon, to 1/16 of a pixel; later polygons
+    cover earlier ones. ValueError for fewer than three points, points far outside the image or not
+    finite, and a colour outside [-1, 1].
     """
     check_image(image)
     painted = torch.zeros_like(image[:1, :1], dtype=torch.bool)
@@ -49,39 +56,39 @@ def simplify(image: Tensor, colours: int = 6, window: int = 5) -> Tensor:
     """Strokes as a person might paint the image (B,3,H,W): a median filter, and few colours.
 
     SDEdit's own simulation (appendix C.2) with a window of 23 pixels of 256 and 6 colours, which
-    here are found by k-means, for each image by itself.
+    here are found by k-means, for each image by itself. Values are clamped to [-1, 1] and rounded
+    to 256 levels. ValueError unless `colours` is 1 to 256 and `window` odd.
     """
     check_image(image)
     check_count("colours", colours)
+    if colours > 256:
+        raise ValueError(f"colours = {colours}: expected at most 256")
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window = {window}: expected an odd number of pixels")
-    edge = [window // 2] * 4
-    patches = F.pad(image, edge, mode="replicate").unfold(2, window, 1).unfold(3, window, 1)
-    smooth = patches.flatten(4).median(dim=4).values  # (B,3,H,W)
-    return torch.stack([_few_colours(one, colours) for one in smooth])
+    return torch.cat([_simplified(one, colours, window) for one in image.detach()]).to(image)
 
 
-def _few_colours(image: Tensor, colours: int) -> Tensor:
-    """Each pixel of (3,H,W) gets the nearest of the palette that k-means finds."""
-    pixels = image.flatten(1).T  # (H*W,3)
-    chosen = [pixels[0]]
-    for _ in range(colours - 1):  # start from colours that lie far from one another
-        chosen.append(pixels[torch.cdist(pixels, torch.stack(chosen)).min(1).values.argmax()])
-    palette = torch.stack(chosen)
-    for _ in range(20):
-        nearest = F.one_hot(torch.cdist(pixels, palette).argmin(1), colours).to(pixels)  # (H*W,K)
-        count = nearest.sum(0)[:, None]
-        palette = torch.where(count > 0, nearest.T @ pixels / count.clamp(min=1), palette)
-    return palette[torch.cdist(pixels, palette).argmin(1)].T.reshape_as(image)
+def _simplified(image: Tensor, colours: int, window: int) -> Tensor:
+    """One image (3,H,W) as (1,3,H,W)."""
+    levels = ((image.cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    smooth = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy()).filter(
+        ImageFilter.MedianFilter(window)
+    )
+    # k-means starts from colours that are far from one another: small bright things keep theirs.
+    few = smooth.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    return from_array(np.asarray(few.convert("RGB")))
 
 
 def _inside(points: Points, height: int, width: int) -> Tensor:
-    """Which pixels' centres lie inside a polygon (H,W): a ray to the right crosses it oddly."""
-    x = (torch.arange(width) + 0.5) / width
-    y = ((torch.arange(height) + 0.5) / height)[:, None]
-    inside = torch.zeros(height, width, dtype=torch.bool)
-    for (x1, y1), (x2, y2) in zip(points, [*points[1:], points[0]], strict=True):
-        if y1 != y2:
-            crosses = (y < y1) != (y < y2)  # (H,1)
-            inside ^= crosses & (x < x1 + (y - y1) / (y2 - y1) * (x2 - x1))
-    return inside
+    """The pixels (H,W) whose centres lie inside a polygon.
+
+    Pillow rounds corners to whole pixels. So the polygon is drawn FINE times larger, and of each
+    block of FINE x FINE pixels the middle one is read: nearest-neighbour reduction.
+    """
+    if not all(abs(share) <= FAR for point in points for share in point):
+        raise ValueError(f"points {points}: expected shares of the width and height, 0 to 1 inside")
+    canvas = Image.new("L", (FINE * width, FINE * height))
+    corners = [(round(FINE * width * x), round(FINE * height * y)) for x, y in points]
+    ImageDraw.Draw(canvas).polygon(corners, fill=1)
+    small = canvas.resize((width, height), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(small, dtype=bool))

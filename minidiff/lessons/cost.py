@@ -1,9 +1,9 @@
 """What running a notebook costs: CPU time, memory, and the floating-point operations of networks.
 
 Counting every operation of a whole lesson would slow it down several times. So only the first call
-of a network on inputs of one shape is counted, by torch's own formulas; later calls of that shape
-add the same number. A backward pass adds twice its forward pass, as training does: this is a third
-too much where only the image's gradient is wanted. Arithmetic outside modules is not counted.
+of a network on inputs of one shape is counted, by torch's `FlopCounterMode`; later calls of that
+shape add the same number. A backward pass adds twice its forward pass, as training does: this is a
+third too much where only the image's gradient is wanted. Arithmetic outside modules is not counted.
 """
 
 from __future__ import annotations
@@ -14,70 +14,48 @@ import time
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up the operations between __enter__ and __exit__."""
-
-    flops = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is None:
-            with self:  # inference mode hands over whole layers: look inside
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        out = func(*args, **kwargs)
-        if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=out)
-        return out
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Meter:
-    """Counts the calls of outermost modules, from `start` on."""
+    """Counts the calls of outermost modules, from `start` to `stop`."""
 
     def __init__(self):
         self.flops = 0
         self._known: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
-        self._depth = 0
-        self._counter: _Counter | None = None
-        self._handles = []
+        self._inside = False
 
     def start(self) -> Meter:
-        self._handles = [
-            hooks.register_module_forward_pre_hook(self._before),
-            hooks.register_module_forward_hook(self._after, always_call=True),
-        ]
+        # Not a hook of torch: FlopCounterMode adds and removes hooks, which no hook may do.
+        self._call = nn.Module.__call__
+        nn.Module.__call__ = lambda module, *args, **kwargs: self._count(module, args, kwargs)
         return self
 
     def stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+        nn.Module.__call__ = self._call
 
-    def _before(self, module: nn.Module, args: tuple) -> None:
-        self._depth += 1
-        if self._depth == 1 and _shapes(args) not in self._known.setdefault(module, {}):
-            self._counter = _Counter()
-            self._counter.__enter__()
-
-    def _after(self, module: nn.Module, args: tuple, out: object) -> None:
-        self._depth -= 1
-        if self._depth > 0:
-            return
+    def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> object:
+        if self._inside:
+            return self._call(module, *args, **kwargs)
         known = self._known.setdefault(module, {})
-        if self._counter is not None:
-            self._counter.__exit__(None, None, None)
-            known[_shapes(args)] = self._counter.flops
-            self._counter = None
-        forward = known.get(_shapes(args), 0)
+        shapes = _shapes((*args, *kwargs.values()))
+        self._inside = True
+        try:
+            if shapes in known:
+                out = self._call(module, *args, **kwargs)
+            else:
+                with FlopCounterMode(display=False) as counter:
+                    out = self._call(module, *args, **kwargs)
+                known[shapes] = counter.get_total_flops()
+        finally:
+            self._inside = False
+        forward = known[shapes]
         self.flops += forward
-        if isinstance(out, Tensor) and out.requires_grad:
-            out.register_hook(lambda gradient: self._backward(2 * forward))
+        for tensor in _tensors(out):
+            if tensor.requires_grad:
+                tensor.register_hook(lambda gradient: self._backward(2 * forward))
+                break  # one backward pass goes through all outputs
+        return out
 
     def _backward(self, flops: int) -> None:
         self.flops += flops
@@ -93,5 +71,12 @@ class Meter:
         }
 
 
+def _tensors(value: object) -> list[Tensor]:
+    """The tensors of a value, of a tuple such as a Condition, and of tuples in tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for part in value for t in _tensors(part)] if isinstance(value, tuple) else []
+
+
 def _shapes(args: tuple) -> tuple:
-    return tuple(tuple(a.shape) for a in args if isinstance(a, Tensor))
+    return tuple(tuple(tensor.shape) for tensor in _tensors(args))

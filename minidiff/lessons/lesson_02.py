@@ -322,6 +322,6 @@ def diffusers_gap(network: nn.Module, x: Tensor, t: Tensor) -> float | None:
     except ImportError:
         return None
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        to_diffusers(Diffusion(network, SCHEDULE, "v", x.shape[-1]), folder)
+        to_diffusers(Diffusion(network, SCHEDULE, "v", tuple(x.shape[1:])), folder)
         other = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False)
         return (other(x, t).sample - network(x, t)).abs().max().item()

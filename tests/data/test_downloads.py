@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 
-from minidiff.data import download as downloads
-from minidiff.data.download import data_root, fetch, sha256_of
+from minidiff.data import hosts
+from minidiff.data.hosts import data_root, fetch, sha256_of
 
 CONTENT = bytes((i * i + i // 251) % 256 for i in range(300_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -29,6 +30,7 @@ class Server:
         self.content, self.heeds_range, self.extra_length = CONTENT, True, 0
         self.gives = [len(CONTENT)] * 100  # how many bytes each request is given, in order
         self.then_stalls = False
+        self.raw = None  # what is sent in place of a reply: chunks, each after a pause in seconds
         self.status, self.shift = None, 0
         self.answers = threading.Event()
         self.answers.set()
@@ -40,6 +42,8 @@ class Server:
         self.answers.wait(10)
         if self.status:
             return handler.send_error(self.status)
+        if self.raw:
+            return self.send_raw(handler.wfile)
         start = int(wanted[1]) if wanted and self.heeds_range else 0
         body = self.content[start:]
         if start and not body:
@@ -53,6 +57,15 @@ class Server:
         handler.wfile.write(body[:limit])
         if self.then_stalls and limit < len(body):
             self.over.wait(20)
+
+    def send_raw(self, file) -> None:
+        for pause, chunk in self.raw():
+            if self.over.wait(pause):
+                return
+            try:
+                file.write(chunk)
+            except OSError:  # the client has left
+                return
 
 
 @pytest.fixture
@@ -107,7 +120,7 @@ def test_a_file_that_lies_there_is_checked(server, path):
 
 @pytest.mark.parametrize("then_stalls", [False, True])
 def test_a_broken_line_is_taken_up_where_it_broke(server, path, then_stalls, monkeypatch):
-    monkeypatch.setattr(downloads, "TIMEOUT", 2.0 if then_stalls else downloads.TIMEOUT)
+    monkeypatch.setattr(hosts, "TIMEOUT", 2.0 if then_stalls else hosts.TIMEOUT)
     server.gives, server.then_stalls = [100_000, 50_000, len(CONTENT)], then_stalls
     fetch(server.url, path, SHA256)
     assert server.asked == [None, 100_000, 150_000]
@@ -135,7 +148,14 @@ def test_a_server_that_always_breaks_at_the_same_place_is_given_up(server, path)
     server.gives, server.heeds_range = [1000] * 100, False
     with pytest.raises(OSError, match="stopped after 1000"):
         fetch(server.url, path, SHA256)
-    assert len(server.asked) == 1 + downloads.TRIES
+    assert len(server.asked) == 1 + hosts.TRIES
+
+
+def test_a_server_that_sends_one_byte_a_connection_is_given_up(server, path):
+    server.gives = [1] * 100
+    with pytest.raises(OSError, match=r"30 requests, .*stopped after 1 of .*\(the 30 bytes"):
+        fetch(server.url, path, SHA256)
+    assert len(server.asked) == hosts.REQUESTS == 30
 
 
 def test_a_wrong_part_is_thrown_away(server, path):
@@ -192,9 +212,80 @@ def test_a_length_that_is_too_small_is_refused(server, path):
 
 def test_a_server_that_refuses_is_asked_once(server, path):
     server.status = 404
-    with pytest.raises(OSError, match="could not download .*: 404 Not Found"):
+    with pytest.raises(OSError, match="could not download .*: 404 Not Found$"):
         fetch(server.url, path, SHA256)
-    assert server.asked == [None]
+    assert server.asked == [None] and left(path) == []
+
+
+# --- servers that never end ----------------------------------------------------------------------
+
+
+def test_a_body_that_never_ends_does_not_fill_the_disk(server, path, monkeypatch):
+    monkeypatch.setattr(hosts, "LARGEST", 1_000_000)
+    server.raw = lambda: chain([(0, b"HTTP/1.1 200 OK\r\n\r\n")], repeat((0, bytes(50_000))))
+    with pytest.raises(OSError, match="sends more than the 1000000 bytes expected$"):
+        fetch(server.url, path, SHA256)
+    assert server.asked == [None] and left(path) == []
+    # the control: a body of just this size is received, and then refused by its hash
+    server.raw = None
+    monkeypatch.setattr(hosts, "LARGEST", len(CONTENT))
+    fetch(server.url, path, SHA256)
+
+
+def test_a_length_beyond_the_limit_is_refused_before_the_body(server, path):
+    server.raw = lambda: [(0, b"HTTP/1.1 200 OK\r\nContent-Length: 2000000001\r\n\r\n"), (9, b"x")]
+    start = time.monotonic()
+    with pytest.raises(OSError, match="sends more than the 2000000000 bytes expected$"):
+        fetch(server.url, path, SHA256)
+    assert time.monotonic() - start < 5 and server.asked == [None] and left(path) == []
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+TRICKLES = {
+    "headers": (OK + b"X: ", b"y"),
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "body": (OK + b"Content-Length: 300000\r\n\r\n", b"y"),
+    "chunk lengths": (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+    "trailers": (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
+}
+
+
+@pytest.mark.parametrize("where", TRICKLES)
+def test_a_server_that_is_never_silent_and_never_done_is_given_up(server, path, where, monkeypatch):
+    monkeypatch.setattr(hosts, "TIMEOUT", 0.5)
+    first, then = TRICKLES[where]
+    server.raw = lambda: chain([(0, first)], repeat((0.1, then)))
+    start = time.monotonic()
+    with pytest.raises(OSError, match="could not download .*: too slow, 0 kB/s"):
+        fetch(server.url, path, SHA256)
+    assert len(server.asked) <= hosts.TRIES  # a busy machine may be silent for TIMEOUT
+    assert 1 <= time.monotonic() - start < 8  # one window of 2 * TIMEOUT
+
+
+def test_a_download_ends_at_its_deadline_at_any_speed(server, path, monkeypatch):
+    monkeypatch.setattr(hosts, "TIMEOUT", 0.25)
+    monkeypatch.setattr(hosts, "DEADLINE", 1.0)
+    monkeypatch.setattr(hosts, "SLOWEST", 0)
+    length = f"Content-Length: {len(CONTENT)}\r\n\r\n".encode()
+    pieces = [(0.05, CONTENT[i : i + 500]) for i in range(0, len(CONTENT), 500)]  # 10 kB/s: 30 s
+    server.raw = lambda: chain([(0, OK + length)], pieces)
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"not complete after .* hours \(the \d+ bytes .* are kept"):
+        fetch(server.url, path, SHA256)
+    assert time.monotonic() - start < 8
+    server.raw = None
+    fetch(server.url, path, SHA256)
+    assert server.asked[0] is None and server.asked[1] > 500
+
+
+@pytest.mark.parametrize("length", [b"abc", b"-5", b"1e3", b"9" * 5000])
+def test_a_length_that_is_no_number_does_no_harm(server, path, length):
+    server.raw = lambda: [(0, OK + b"Content-Length: " + length + b"\r\n\r\n"), (0, CONTENT)]
+    fetch(server.url, path, SHA256)
+    assert server.asked == [None] and path.read_bytes() == CONTENT
+
+
+# --- no server, two processes --------------------------------------------------------------------
 
 
 def test_no_server(path, monkeypatch):
@@ -206,13 +297,13 @@ def test_no_server(path, monkeypatch):
             fetch(url, path, SHA256)
 
 
-@pytest.mark.skipif(downloads.fcntl is None, reason="needs locks")
 def test_of_two_processes_one_downloads(server, path):
     assert fetch_twice_at_once(server, path, 1) == [0, 0]
     assert server.asked == [None]
     # the control: without the lock both ask
     path.unlink()
-    fetch_twice_at_once(server, path, 3, "download.fcntl = None")
+    no_lock = "import contextlib; hosts.FileLock = lambda path: contextlib.nullcontext()"
+    fetch_twice_at_once(server, path, 3, no_lock)
     assert len(server.asked) > 2
 
 
@@ -221,11 +312,11 @@ def fetch_twice_at_once(server, path, requests: int, change: str = "") -> list[i
     both are there and it has been asked so often (in 10 seconds), and a moment later."""
     code = f"""
 import sys
-sys.path.append({str(Path(downloads.__file__).parent)!r})  # without torch, to start fast
-import download
+sys.path.append({str(Path(hosts.__file__).parent)!r})  # without torch, to start fast
+import hosts
 {change}
 print("here", flush=True)
-download.fetch({server.url!r}, {str(path)!r}, {SHA256!r})
+hosts.fetch({server.url!r}, {str(path)!r}, {SHA256!r})
 """
     command = [sys.executable, "-c", code]
     server.answers.clear()
@@ -256,8 +347,8 @@ def test_data_root(tmp_path, monkeypatch):
     for place in (clone, installed):
         (place / "minidiff").mkdir(parents=True)
     (clone / "pyproject.toml").touch()
-    monkeypatch.setattr(downloads, "__file__", str(clone / "minidiff" / "data" / "download.py"))
+    monkeypatch.setattr(hosts, "__file__", str(clone / "minidiff" / "data" / "hosts.py"))
     assert data_root() == clone / "data" / "downloads"
-    monkeypatch.setattr(downloads, "__file__", str(installed / "minidiff" / "data" / "download.py"))
+    monkeypatch.setattr(hosts, "__file__", str(installed / "minidiff" / "data" / "hosts.py"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert data_root() == tmp_path / "cache" / "minidiff"

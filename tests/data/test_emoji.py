@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from minidiff.data import emoji as module
-from minidiff.data.hosts import sha256_of
 from minidiff.data.emoji import HELD_OUT, NAMES, PICTURES, noto_emoji
+from minidiff.data.hosts import sha256_of
 
 REAL = Path(os.environ.get("MINIDIFF_DATA", "/nowhere"))
 

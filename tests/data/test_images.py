@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from minidiff import files
-from minidiff.data import hosts as downloads
+from minidiff.data import hosts
 from minidiff.data import images as module
 from minidiff.data.images import (
     ImageSet,
@@ -438,7 +438,7 @@ def test_the_hub_copy_of_cifar10_is_known_by_its_pixels(tmp_path, monkeypatch):
         for image, label in zip(real.images, real.labels.tolist(), strict=True)
     ][::-1]  # the hub's order is another
     monkeypatch.setenv("MINIDIFF_DATA", str(tmp_path))
-    monkeypatch.setattr(downloads, "CIFAR10_HOSTS", ())
+    monkeypatch.setattr(hosts, "CIFAR10_HOSTS", ())
     monkeypatch.setattr(module, "hub_rows", lambda repo, split, columns: rows)
     copy = cifar10(train=False)
     assert torch.equal(copy.images, real.images.flip(0)) and copy.classes == real.classes
@@ -480,8 +480,8 @@ def tiny_archive() -> tuple[bytes, dict[str, str]]:
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A server at .url with pages good, wrong, short, missing, stall, trickle; an empty data root;
-    and torchvision told to expect the tiny archive."""
+    """A server at .url with pages good, odd, wrong, short, missing, stall, endless, trickle; an
+    empty data root; and torchvision told to expect the tiny archive."""
     from torchvision.datasets import CIFAR10
 
     content, md5 = tiny_archive()
@@ -492,24 +492,27 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5["batches.meta"]})
     monkeypatch.setenv("MINIDIFF_DATA", str(tmp_path / "root"))
     monkeypatch.setenv("no_proxy", "*")
-    asked, over = [], threading.Event()
+    asked, over, answers = [], threading.Event(), threading.Event()
+    answers.set()
 
     class Pages(BaseHTTPRequestHandler):
         def do_GET(self):
             page = self.path.split("/")[1]
             asked.append(page)
+            answers.wait(30)
             if page == "missing":
                 return self.send_error(404)
             self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
+            length = {"odd": "abc", "endless": 10**9}.get(page, len(content))
+            self.send_header("Content-Length", str(length))
             self.end_headers()
-            if page == "good":
+            if page in ("good", "odd"):
                 self.wfile.write(content)
             elif page == "wrong":
                 self.wfile.write(content[:-1] + bytes([content[-1] ^ 1]))
             elif page == "short":
                 self.wfile.write(content[:1000])
-            elif page == "stall":
+            elif page in ("stall", "endless"):
                 self.wfile.write(content[:1000])
                 over.wait(60)
             elif page == "trickle":  # 10 bytes each 20 ms: never silent, never done
@@ -528,7 +531,7 @@ def host(tmp_path, monkeypatch):
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
-    yield SimpleNamespace(url=url, asked=asked, root=tmp_path / "root", content=content)
+    yield SimpleNamespace(url=url, asked=asked, root=tmp_path / "root", answers=answers)
     over.set()
     server.shutdown()
     server.server_close()
@@ -543,10 +546,15 @@ def closed_port() -> Iterator[int]:
         yield bound.getsockname()[1]
 
 
+def left(root: Path) -> list[str]:
+    """What lies in the folder, but for locks."""
+    return sorted(path.name for path in root.iterdir() if path.suffix != ".lock")
+
+
 def try_hosts(monkeypatch, *urls: str) -> None:
     """Each with the speed, in bytes a second, below which the next is tried; as in life."""
     speeds = (100e3, 1e3)[: len(urls)]
-    monkeypatch.setattr(downloads, "CIFAR10_HOSTS", tuple(zip(urls, speeds, strict=True)))
+    monkeypatch.setattr(hosts, "CIFAR10_HOSTS", tuple(zip(urls, speeds, strict=True)))
 
 
 def test_a_good_host_is_asked_once_and_nothing_is_left_over(host, monkeypatch):
@@ -555,8 +563,8 @@ def test_a_good_host_is_asked_once_and_nothing_is_left_over(host, monkeypatch):
     assert host.asked == ["good"]
     assert len(train) == 50 and len(test) == 10
     assert torch.equal(train.images[10:20], random_images(10, 32, seed=1))
-    assert [path.name for path in host.root.iterdir()] == ["cifar-10-batches-py"]
-    monkeypatch.setattr(downloads, "CIFAR10_HOSTS", ())  # offline: the files are enough
+    assert left(host.root) == ["cifar-10-batches-py"]
+    monkeypatch.setattr(hosts, "CIFAR10_HOSTS", ())  # offline: the files are enough
     assert torch.equal(cifar10().images, train.images)
 
 
@@ -565,17 +573,18 @@ def test_a_good_host_is_asked_once_and_nothing_is_left_over(host, monkeypatch):
     [
         ("missing", "Not Found"),
         ("wrong", "wrong MD5"),
-        ("short", "wrong MD5 of the 1000 bytes"),
+        ("short", r"4 requests, the last: the server stopped after 1000 of \d+ bytes"),
+        ("endless", "sends more than the 170498071 bytes expected"),
         ("stall", "timed out"),
         ("trickle", "too slow, [01] kB/s"),
-        ("refused", "refused"),
+        ("refused", "3 requests, the last: .*refused"),
     ],
 )
 def test_a_bad_host_gives_way_to_the_mirror(host, closed_port, monkeypatch, caplog, page, fault):
     bad = f"http://127.0.0.1:{closed_port}/" if page == "refused" else f"{host.url}/{page}/"
     try_hosts(monkeypatch, bad, f"{host.url}/good/")
     if page in ("stall", "trickle"):
-        monkeypatch.setattr(downloads, "TIMEOUT", 2.0)
+        monkeypatch.setattr(hosts, "TIMEOUT", 2.0)
     start = time.monotonic()
     assert len(cifar10()) == 50
     assert time.monotonic() - start < 45  # the stalled page would take 60
@@ -583,25 +592,73 @@ def test_a_bad_host_gives_way_to_the_mirror(host, closed_port, monkeypatch, capl
     (record,) = caplog.records
     assert record.getMessage().startswith("CIFAR-10: 127.0.0.1: ")
     assert re.search(fault, record.getMessage())
-    assert [path.name for path in host.root.iterdir()] == ["cifar-10-batches-py"]
+    assert left(host.root) == ["cifar-10-batches-py"]
 
 
 def test_without_the_checks_a_bad_archive_would_be_taken(host, monkeypatch):
     """The control of the test above: it is the MD5 and the speed limit that turn hosts away."""
     from torchvision.datasets import CIFAR10
 
-    faulty = f"{host.url}/wrong/"
     target = host.root / "archive"
     host.root.mkdir()
-    with pytest.raises(downloads.FetchError, match="MD5"):
-        downloads._download(faulty, target, CIFAR10.tgz_md5, 0)
-    downloads._download(faulty, target, hashlib.md5(target.read_bytes()).hexdigest(), 0)
-    monkeypatch.setattr(downloads, "TIMEOUT", 1.0)
-    trickle = downloads._chunks(f"{host.url}/trickle/", slowest=0)
-    patient = time.monotonic() + 2 * downloads.TIMEOUT
-    while time.monotonic() < patient:
-        next(trickle)
-    trickle.close()
+
+    def download(page: str, slowest: float) -> str:
+        url, md5 = f"{host.url}/{page}/", CIFAR10.tgz_md5
+        return hosts._download(url, target, "md5", md5, slowest=slowest, most=10**6)
+
+    assert download("wrong", 0) == hashlib.md5(target.read_bytes()).hexdigest() != CIFAR10.tgz_md5
+    monkeypatch.setattr(hosts, "TIMEOUT", 0.5)
+    with pytest.raises(hosts.FetchError, match="too slow"):
+        download("trickle", 1e5)
+    # The same page at no minimum speed is read on and on, until the deadline.
+    monkeypatch.setattr(hosts, "DEADLINE", 2.5)
+    with pytest.raises(hosts.FetchError, match="not complete after"):
+        download("trickle", 0)
+
+
+def test_a_length_that_is_no_number_does_no_harm(host, monkeypatch):
+    try_hosts(monkeypatch, f"{host.url}/odd/")
+    assert len(cifar10()) == 50
+
+
+@pytest.mark.parametrize("with_lock", [True, False])
+def test_of_two_processes_one_brings_cifar10(host, with_lock):
+    """Both find the folder missing; one brings it while the other waits. Without the lock, both
+    download, and the second dies because the folder exists."""
+    from torchvision.datasets import CIFAR10
+
+    known = {name: getattr(CIFAR10, name) for name in ("tgz_md5", "filename", "base_folder")}
+    code = f"""
+import contextlib, pathlib, sys, types
+
+sys.path.append({str(Path(hosts.__file__).parent)!r})  # without torch, to start fast
+sys.modules["torchvision"] = types.SimpleNamespace()
+cifar10 = types.SimpleNamespace(**{known!r})
+sys.modules["torchvision.datasets"] = types.SimpleNamespace(CIFAR10=cifar10)
+import hosts
+
+if not {with_lock}:
+    hosts.FileLock = lambda path: contextlib.nullcontext()
+hosts.CIFAR10_HOSTS = [("{host.url}/good/", 0)]
+print("here", flush=True)
+hosts.fetch_cifar10(pathlib.Path({str(host.root / CIFAR10.base_folder)!r}))
+"""
+    host.answers.clear()
+    command = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for worker in workers:
+        worker.stdout.readline()
+    patience = time.monotonic() + 10
+    while len(host.asked) < 2 - with_lock and time.monotonic() < patience:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    host.answers.set()
+    for worker in workers:
+        worker.communicate()
+    codes = sorted(worker.returncode for worker in workers)
+    assert (codes, host.asked) == (([0, 0], ["good"]) if with_lock else ([0, 1], ["good"] * 2))
+    assert left(host.root) == ["cifar-10-batches-py"] and len(cifar10()) == 50
 
 
 def test_when_all_is_dead_one_sentence_says_where_to_put_a_copy(host, closed_port, monkeypatch):
@@ -613,21 +670,21 @@ def test_when_all_is_dead_one_sentence_says_where_to_put_a_copy(host, closed_por
     for part in ("could not fetch CIFAR-10", "Not Found", "refused", "pip install pyarrow"):
         assert part in message
     assert str(host.root / "cifar-10-batches-py") in message and "MINIDIFF_DATA" in message
-    assert "\n" not in message and list(host.root.iterdir()) == []
+    assert "\n" not in message and left(host.root) == []
 
 
 def test_a_hub_copy_with_other_pixels_is_refused(host, monkeypatch):
-    monkeypatch.setattr(downloads, "CIFAR10_HOSTS", ())
+    monkeypatch.setattr(hosts, "CIFAR10_HOSTS", ())
     rows = [{"img": {"bytes": png(image)}, "label": 0} for image in random_images(4, 32)]
     monkeypatch.setattr(module, "hub_rows", lambda *_: rows)
     with pytest.raises(ConnectionError, match="differ from the published ones"):
         cifar10()
-    assert list(host.root.iterdir()) == []
+    assert left(host.root) == []
     # The control: with the digest of these very images they are taken, and kept.
     digest = module._digest(random_images(4, 32), torch.zeros(4))
     monkeypatch.setitem(module.CIFAR10_SHA256, "train", digest)
     assert torch.equal(cifar10().images, random_images(4, 32))
-    assert [path.name for path in host.root.iterdir()] == ["cifar10-train.safetensors"]
+    assert left(host.root) == ["cifar10-train.safetensors"]
 
 
 def test_damaged_local_files_are_named(host, monkeypatch):
@@ -651,7 +708,7 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path):
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    downloads._unpack(archive, tmp_path / "in")
+    hosts._unpack(archive, tmp_path / "in")
     assert {path.name for path in (tmp_path / "in").iterdir()} == {"evil", "evil-absolute", "fine"}
     assert {path.name for path in tmp_path.iterdir()} == {"evil.tar.gz", "in"}
 
@@ -708,7 +765,7 @@ def test_absent_butterflies_and_no_network_is_one_sentence(tmp_path, monkeypatch
     monkeypatch.setenv("MINIDIFF_DATA", str(tmp_path))
 
     def dead(repo, split, columns):
-        raise downloads.FetchError("huggingface.co: ConnectError")
+        raise hosts.FetchError("huggingface.co: ConnectError")
 
     monkeypatch.setattr(module, "hub_rows", dead)
     with pytest.raises(ConnectionError, match="could not fetch the butterflies .*MINIDIFF_DATA"):
@@ -734,14 +791,14 @@ def test_hub_rows_read_the_parquet_files_in_order(tmp_path, monkeypatch):
         "snapshot_download",
         lambda *args, **options: calls.append((args, options)) or str(tmp_path),
     )
-    rows = downloads.hub_rows("some/set", "train", ["img", "label"])
+    rows = hosts.hub_rows("some/set", "train", ["img", "label"])
     assert [row["img"]["bytes"] for row in rows] == [
         bytes([i, n]) for i in (0, 1) for n in (0, 1, 2)
     ]
     assert [row["label"] for row in rows] == [0, 0, 0, 1, 1, 1] and set(rows[0]) == {"img", "label"}
     assert calls[0][0] == ("some/set",) and calls[0][1]["token"] is False
-    with pytest.raises(downloads.FetchError, match="no valid files"):
-        downloads.hub_rows("some/set", "valid", ["img"])
+    with pytest.raises(hosts.FetchError, match="no valid files"):
+        hosts.hub_rows("some/set", "valid", ["img"])
 
 
 def test_hub_faults_are_a_few_words(tmp_path, monkeypatch):
@@ -754,7 +811,5 @@ def test_hub_faults_are_a_few_words(tmp_path, monkeypatch):
         raise RuntimeError("a page of text")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", dead)
-    with pytest.raises(
-        downloads.FetchError, match=r"^huggingface.co: no download \(RuntimeError\)$"
-    ):
-        downloads.hub_rows("some/set", "train", ["img"])
+    with pytest.raises(hosts.FetchError, match=r"^huggingface.co: no download \(RuntimeError\)$"):
+        hosts.hub_rows("some/set", "train", ["img"])

@@ -52,6 +52,18 @@ def test_any_polygon_has_its_area():
         assert 1 - mask.mean().item() == pytest.approx(area, abs=0.003)
 
 
+def test_a_pixel_is_painted_if_its_centre_is_inside():
+    for left, first in ((0.34, 3), (0.36, 4)):  # the centre of pixel 3 of 10 lies at 0.35
+        points = [(left, 0), (1, 0), (1, 1), (left, 1)]
+        for turned in (points, [(y, x) for x, y in points]):
+            _, mask = strokes.paint(torch.zeros(1, 3, 10, 10), [(turned, RED)])
+            rows = mask[0, 0] if turned is points else mask[0, 0].T
+            assert rows.tolist() == [[1] * first + [0] * (10 - first)] * 10
+    # corners may lie outside the image
+    _, mask = strokes.paint(torch.zeros(1, 3, 10, 10), [([(-9, -9), (9, -9), (0, 9)], RED)])
+    assert mask.sum() == 0
+
+
 def test_a_bad_polygon_is_refused():
     image = torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match="a polygon of 2 points: expected at least 3"):
@@ -59,6 +71,9 @@ def test_a_bad_polygon_is_refused():
     for colour in ((255, 0, 0), (1, 1), (float("nan"), 0, 0)):
         with pytest.raises(ValueError, match=r"expected red, green and blue in \[-1, 1\]"):
             strokes.paint(image, [([(0, 0), (1, 1), (0, 1)], colour)])
+    for far in (float("nan"), float("inf"), 1e9):
+        with pytest.raises(ValueError, match="expected shares of the width and height, 0 to 1"):
+            strokes.paint(image, [([(0, 0), (1, far), (0, 1)], RED)])
 
 
 def test_simulated_strokes_have_few_colours_and_no_small_things():
@@ -84,3 +99,13 @@ def test_bad_settings_of_simulated_strokes_are_refused():
         strokes.simplify(torch.zeros(1, 3, 8, 8), window=4)
     with pytest.raises(ValueError, match="colours = 0: expected a whole number from 1 up"):
         strokes.simplify(torch.zeros(1, 3, 8, 8), colours=0)
+    with pytest.raises(ValueError, match="colours = 257: expected at most 256"):
+        strokes.simplify(torch.zeros(1, 3, 8, 8), colours=257)
+
+
+def test_simulated_strokes_keep_the_range_the_type_and_a_plain_image():
+    plain = torch.full((1, 3, 4, 5), 0.2, dtype=torch.float64, requires_grad=True)
+    simple = strokes.simplify(plain)
+    assert simple.dtype == plain.dtype and not simple.requires_grad
+    assert (simple - plain).abs().max() < 1 / 255
+    assert strokes.simplify(torch.full((1, 3, 4, 5), -1.7)).unique().tolist() == [-1]

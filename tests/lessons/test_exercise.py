@@ -201,11 +201,55 @@ def test_a_backward_pass_counts_twice_its_forward():
     assert trained == 3 * forward
 
 
+def test_a_module_called_by_keywords_is_counted_with_those_inside():
+    class Objective(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.network = Encoder(), nn.Linear(4, 5)
+
+        def forward(self, x, ids):
+            return (self.network(x) + self.encoder(ids).tokens).square().mean()
+
+    class Encoder(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 5)
+
+        def forward(self, ids):
+            return minidiff.Condition(tokens=super().forward(ids))
+
+    objective, x = Objective(), torch.ones(3, 4)
+
+    def calls():
+        for n in (1, 2, 3):
+            objective(x=x[:n], ids=x[:n]).backward()
+
+    forward = 2 * (1 + 2 + 3) * 2 * 4 * 5  # two layers, for 1, 2 and 3 rows
+    assert metered(calls) == 3 * forward
+
+
+def test_a_condition_of_another_shape_is_counted_again():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 5)
+
+        def forward(self, x, condition):
+            return x + self.linear(condition.tokens).sum()
+
+    network, x = Network(), torch.ones(2)
+
+    def calls():
+        for n in (1, 3):
+            network(x, minidiff.Condition(tokens=torch.ones(1, n, 4)))
+
+    assert metered(calls) == (1 + 3) * 2 * 4 * 5
+
+
 def test_an_error_in_a_network_leaves_the_meter_working():
     layer = nn.Linear(4, 5)
 
     def calls():
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
             layer(torch.ones(3, 6))
         layer(torch.ones(3, 4))
 
@@ -213,5 +257,7 @@ def test_an_error_in_a_network_leaves_the_meter_working():
 
 
 def test_the_meter_reads_this_process():
-    read = cost.Meter().start().read()
+    meter = cost.Meter().start()
+    meter.stop()
+    read = meter.read()
     assert 0 < read["minutes"] and 0.05 < read["gigabytes"] < 100 and read["pflops"] == 0
