@@ -282,9 +282,17 @@ class NoiseSchedule:
         wanted = torch.linspace(log_snr[-1].item(), log_snr[0].item(), steps, dtype=torch.float64)
         rising = log_snr.flip(0)
         right = torch.searchsorted(rising, wanted).clamp(1, top - 1)
-        low, high = rising[right - 1], rising[right]
-        part = (wanted - low) / (high - low)
+        part = self._share(wanted, top - right, rising[right - 1], rising[right])
         return [*first, *(top - (right - 1 + part)).clamp(1, top).tolist()]
+
+    def _share(self, wanted: Tensor, below: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """How far up in log SNR, 0 to 1, between the levels t = below + 1 (low) and t = below (high)
+        the wanted values lie; `_between` read the other way."""
+        if self.preserves_variance:
+            return (wanted - low) / (high - low)
+        alpha, sigma, ratio = self.alpha, self.sigma, wanted.exp()
+        rise = alpha[below] - alpha[below + 1] - ratio * (sigma[below] - sigma[below + 1])
+        return (ratio * sigma[below + 1] - alpha[below + 1]) / rise
 
 
 def transition(low: NoiseLevel, high: NoiseLevel) -> tuple[float | Tensor, float | Tensor]:

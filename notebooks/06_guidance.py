@@ -112,11 +112,12 @@ assert high < 0.93 or LESSON.fast
 # $\varnothing$.
 
 # %%
-network, y = cifar.network, cifar.condition(["horse"])
+network, horse = cifar.network, cifar.condition(["horse"])
+y = horse.label  # (1,), the row of the table
 t = torch.full_like(y, 500)
 with torch.no_grad():
     e = F.silu(network.time(t) + network.labels(y))
-    _, embedded = network.embed(z[:1], t, y)
+    embedded = network.embed(t, horse)
 print(f"{network.labels.num_embeddings} rows for {len(cifar.encoder.names)} classes")
 assert torch.equal(e, embedded) and cifar.encoder.label(None) == 10
 
@@ -435,7 +436,7 @@ plot.rows(list(arms.items())).reduce(2)
 
 # %%
 star, navy = (words.condition([f"a red star{end}"]) for end in ("", " on a navy background"))
-towards, away = (as_denoiser(words.run, c.expand(8, -1, -1), predicts="v") for c in (star, navy))
+towards, away = (as_denoiser(words.run, c, predicts="v") for c in (star, navy))
 zs = words.noise(8, LESSON.generator(6))
 plain, negative = (draw(words, guide(towards, away, scale), zs) for scale in (1, 1.5))
 plot.rows([("a red star", plain), ("a red star,\nnot on navy", negative)]).reduce(2)

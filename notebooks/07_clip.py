@@ -39,11 +39,11 @@ import torch
 import torch.nn.functional as F
 
 from minidiff import clip, plot
+from minidiff.clip.loss import contrastive_loss
 from minidiff.clip.tokenizer import Tokenizer, byte_ids, split, train_bpe
 from minidiff.clip.use import image_features, text_features
 from minidiff.data import shapes
 from minidiff.lessons import lesson_07 as lesson
-from minidiff.recipes.clip import contrastive_loss
 
 model, preprocess = clip.load("shapes")
 
@@ -376,7 +376,7 @@ assert LESSON.fast or (colour[0] > 0.99 and min(mean[0], usual[0]) > one[1])
 # No colour is missed, although each of these pairs of colour and shape is new. Shapes in new
 # colours are harder: a pixel has a colour, but only many pixels together have a shape. The
 # training is made for that: in many of its pictures the colours are changed and the caption names
-# none, so that a star has to be a star in any colour (`clip.train.recolour`). With one template
+# none, so that a star has to be a star in any colour (`recipes.clip.recolour`). With one template
 # the new pairs still cost a few percent; compare the last two lines. The mean over eight
 # sentences is a steadier pointer, and wins back more than half of that. (For the published CLIP,
 # the paper reports that 80 templates in place of one gain several points on ImageNet.)

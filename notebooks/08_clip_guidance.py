@@ -170,7 +170,8 @@ def cosine(x0):
 here = level(600)
 x = here.alpha * real[:3] + here.sigma * z[:3]
 eps, gradient = through_network(unguided, cosine, x, here)
-ours, library = push(x, here, eps, gradient, 50), guidance.guide_by_x0(unguided, cosine, 50)(x, here)
+ours = push(x, here, eps, gradient, 50)
+library = guidance.guide_by_x0(unguided, cosine, 50)(x, here)
 error = (ours.eps - library.eps).abs().max().item()
 print(
     f"against guidance.guide_by_x0: {error:.0e}; x_t is kept to "
@@ -498,9 +499,10 @@ def whole(x0):
     return -spherical(encode(x0), target)
 
 
+one_view = partial(guidance.guide_by_x0, unguided, whole, 300)
 blind = {
-    "one view,\nscale 300": draw(guidance.guide_by_x0(unguided, whole, 300), z),
-    "shortcut\nwithout alpha": draw(guidance.guide_by_x0(unguided, whole, 300, through_network=False), z),
+    "one view,\nscale 300": draw(one_view(), z),
+    "shortcut\nwithout alpha": draw(one_view(through_network=False), z),
     "shortcut\nwith alpha": draw(pulled(300, through_network=False), z),
 }
 blind_table = [verdict(name.replace("\n", " "), x) for name, x in blind.items()]

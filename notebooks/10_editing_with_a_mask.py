@@ -289,10 +289,10 @@ assert 1.25 < again < 1.4
 # naive way again; with two it must be the library's function, noise for noise.
 
 # %%
-assert torch.equal(my_repaint(denoise, images[:2], half, path, 1, 1, seeds(0, 2)), naive[:2])
-two = my_repaint(denoise, images[:2], half, path, 1, 2, seeds(0, 2))
-library = editing.repaint(denoise, images[:2], half, path, times=2, generator=seeds(0, 2))
-assert torch.equal(two, library)
+few = denoise, images[:2], half, path
+assert torch.equal(my_repaint(*few, 1, 1, seeds(0, 2)), replacement(*few, seeds(0, 2)))
+library = editing.repaint(*few, times=2, generator=seeds(0, 2))
+assert torch.equal(my_repaint(*few, 1, 2, seeds(0, 2)), library)
 print("equal: one pass to the naive way, two passes to editing.repaint")
 
 # %% [markdown]

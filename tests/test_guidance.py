@@ -17,15 +17,16 @@ from exact import (
     within_std,
 )
 
+from minidiff.condition import Condition
 from minidiff.denoiser import Prediction, as_denoiser, from_eps, from_v, from_x0
 from minidiff.guidance import (
     clamp,
     classifier,
     classifier_free,
     dynamic_threshold,
+    guide_by_x0,
     interval,
     mix,
-    guide_by_x0,
     rescale,
     weighted_prompts,
 )
@@ -83,7 +84,7 @@ def test_weights_that_do_not_sum_to_one_are_refused(weights):
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_a_scale_that_is_no_number_is_refused(scale):
-    null = torch.tensor([WEIGHTS]).double()
+    null = rows(WEIGHTS, 1)
     for guide in (
         lambda: classifier_free(COND, UNCOND, scale),
         lambda: rescale(COND, UNCOND, scale),
@@ -241,7 +242,8 @@ def test_a_share_of_rescaling_out_of_range_is_refused(phi):
 
 
 def rows(weights, n):
-    return torch.tensor([weights] * n, dtype=torch.float64)
+    """The condition of n points that come from the modes with these weights."""
+    return Condition(vector=torch.tensor([weights] * n, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
@@ -255,7 +257,7 @@ def test_weighted_prompts_are_the_mixture_of_the_separate_denoisers(predicts):
 
     conditions, weights = [rows(CLASS, n), rows(OTHER, n)], [1.5, -0.75]
     # every image of the batch may have conditions of its own
-    conditions[0][:10] = rows((0.1, 0.9, 0.0, 0.0), 10)
+    conditions[0].vector[:10] = torch.tensor((0.1, 0.9, 0.0, 0.0)).double()
     batched = weighted_prompts(net, conditions, weights, rows(WEIGHTS, n), predicts=predicts)
     separate = mix(
         (0.25, as_denoiser(net, rows(WEIGHTS, n), predicts=predicts)),
@@ -263,6 +265,11 @@ def test_weighted_prompts_are_the_mixture_of_the_separate_denoisers(predicts):
         (-0.75, as_denoiser(net, conditions[1], predicts=predicts)),
     )
     torch.testing.assert_close(batched(x, LEVEL), separate(x, LEVEL), rtol=0, atol=1e-10)
+    # One row of a condition serves all images.
+    one_row = weighted_prompts(
+        net, [conditions[0], rows(OTHER, 1)], weights, rows(WEIGHTS, 1), predicts=predicts
+    )
+    torch.testing.assert_close(one_row(x, LEVEL), separate(x, LEVEL), rtol=0, atol=1e-10)
     # Mutant: the null share given to the last prompt.
     swapped = weighted_prompts(net, conditions[::-1], weights, rows(WEIGHTS, n), predicts=predicts)
     assert (swapped(x, LEVEL).x0 - separate(x, LEVEL).x0).abs().max() > 0.1
@@ -286,8 +293,10 @@ def test_prompts_are_refused_unless_they_match_the_weights_and_the_batch():
     null = rows(WEIGHTS, 2)
     with pytest.raises(ValueError, match="2 conditions but 1 weights"):
         weighted_prompts(network, [null, null], [1.0], null)
-    with pytest.raises(ValueError, match="2 conditions for 3 images: expected one"):
+    with pytest.raises(ValueError, match="2 rows for 3 images: expected one"):
         weighted_prompts(network, [null], [1.0], null)(noise(3), LEVEL)
+    with pytest.raises(ValueError, match="one condition has label and another has none"):
+        weighted_prompts(network, [Condition(label=torch.ones(2))], [1.0], null)(noise(2), LEVEL)
 
 
 # --- classifier guidance --------------------------------------------------------------------------
@@ -320,7 +329,7 @@ def test_classifier_scales_and_leaves_no_graph():
 
 
 def gradients(through_network, level, x):
-    """The gradient that guide_by_x0 used, for the scores x0[0] and x0[1], each along its own axis."""
+    """The gradient that guide_by_x0 used, of the scores x0[0] and x0[1], each along its axis."""
     plain = UNCOND(x, level).eps
     columns = []
     for axis in (0, 1):
@@ -351,7 +360,7 @@ def test_the_shortcut_gradient_is_too_large(t, shortcut, true):
 
 
 @pytest.mark.parametrize("through_network", [True, False])
-def test_on_x0_at_scale_0_is_unguided_bit_for_bit_and_pulls_otherwise(through_network):
+def test_a_guide_by_x0_at_scale_0_is_unguided_bit_for_bit_and_pulls_otherwise(through_network):
     x = noisy_data(50, LEVEL)
 
     def redness(x0):
@@ -359,10 +368,13 @@ def test_on_x0_at_scale_0_is_unguided_bit_for_bit_and_pulls_otherwise(through_ne
 
     with torch.no_grad():
         guided = [
-            guide_by_x0(UNCOND, redness, s, through_network=through_network)(x, LEVEL) for s in (0, 0.02)
+            guide_by_x0(UNCOND, redness, s, through_network=through_network)(x, LEVEL)
+            for s in (0, 0.02)
         ]
     assert equal(guided[0], UNCOND(x, LEVEL))
-    nowhere = guide_by_x0(UNCOND, lambda x0: (x0 - x0).sqrt().sum((1, 2, 3)), 0)  # its gradient is NaN
+    nowhere = guide_by_x0(
+        UNCOND, lambda x0: (x0 - x0).sqrt().sum((1, 2, 3)), 0
+    )  # its gradient is NaN
     assert equal(nowhere(x, LEVEL), UNCOND(x, LEVEL))
     assert redness(guided[1].x0).mean() > redness(guided[0].x0).mean() + 0.005
     # the pair still belongs to x

@@ -1,12 +1,14 @@
-"""The word vocabulary and the text encoder."""
+"""The word vocabulary, the text encoder, and names of classes as an encoder."""
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
+from minidiff.condition import Condition
 from minidiff.data import shapes
-from minidiff.text import TextConfig, TextEncoder, vocabulary
+from minidiff.text import ClassLabels, TextConfig, TextEncoder, vocabulary
 
 CONFIG = TextConfig(
     words=("a", "red", "blue", "circle", "square", "of", "left"), length=8, width=32
@@ -22,6 +24,18 @@ def encoder():
 def test_words_to_ids(encoder):
     ids = encoder.tokenize(["a red circle", "", "A  RED square "])
     assert ids.tolist() == [[1, 2, 4, 0, 0, 0, 0, 0], [0] * 8, [1, 2, 5, 0, 0, 0, 0, 0]]
+
+
+def test_the_null_caption_may_be_none_and_numbers_are_refused(encoder):
+    assert torch.equal(encoder.tokenize([None, "a"]), encoder.tokenize(["", "a"]))
+    with pytest.raises(ValueError, match="takes captions, not the number 3"):
+        encoder.tokenize(["a circle", 3])
+
+
+def test_a_caption_becomes_tokens_and_nothing_else(encoder):
+    condition = encoder(encoder.tokenize(["a red circle", ""]))
+    assert isinstance(condition, Condition) and condition.tokens.shape == (2, 8, 32)
+    assert condition == Condition(tokens=condition.tokens) and encoder.takes == "captions"
 
 
 def test_unknown_words_and_long_captions_are_refused(encoder):
@@ -53,7 +67,7 @@ def test_order_matters_to_every_token(encoder):
     """Control: a mean of word embeddings cannot tell who is red."""
     swapped = encoder.tokenize(["a blue circle left of a red square"])
     ids = encoder.tokenize(["a red circle left of a blue square"])
-    one, two = encoder(ids), encoder(swapped)
+    one, two = encoder(ids).tokens, encoder(swapped).tokens
     assert one.shape == (1, 8, 32)
     assert (one - two).abs().mean(dim=2).min() > 1e-4
     means = [encoder.embedding(i).mean(1) for i in (ids, swapped)]
@@ -73,7 +87,7 @@ def bound_after(encoder: TextEncoder, steps: int = 250) -> float:
     right = []
     for _ in range(steps):
         pick = torch.randint(len(codes), (64,))
-        k, v = kv(encoder(ids[pick])).chunk(2, dim=2)  # (64, 20, 128)
+        k, v = kv(encoder(ids[pick]).tokens).chunk(2, dim=2)  # (64, 20, 128)
         read = head((queries @ k.transpose(1, 2) * 128**-0.5).softmax(2) @ v)  # (64, 2, colours)
         loss = torch.nn.functional.cross_entropy(read.flatten(0, 1), colours[pick].flatten())
         optimizer.zero_grad()
@@ -96,12 +110,44 @@ def test_colours_are_soon_bound_to_their_things():
 
 def test_captions_of_a_batch_do_not_mix(encoder):
     ids = encoder.tokenize(["a red circle", "a blue square", ""])
-    together = encoder(ids)
+    together = encoder(ids).tokens
     for i in range(3):
-        assert torch.allclose(together[i], encoder(ids[i : i + 1])[0], atol=1e-6)
+        assert torch.allclose(together[i], encoder(ids[i : i + 1]).tokens[0], atol=1e-6)
 
 
 def test_every_weight_is_used(encoder):
-    encoder(encoder.tokenize(["a red circle left of a blue square"])).square().sum().backward()
+    ids = encoder.tokenize(["a red circle left of a blue square"])
+    encoder(ids).tokens.square().sum().backward()
     idle = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle
+
+
+# --- names of classes -----------------------------------------------------------------------------
+
+
+def test_names_and_numbers_of_classes_become_labels():
+    pets = ClassLabels(("cat", "dog"))
+    ids = pets.tokenize(["dog", 0, np.int64(1), None, ""])
+    assert ids.tolist() == [1, 0, 1, 2, 2] and ids.dtype == torch.int64  # 2 is "no class"
+    condition = pets(ids)
+    assert isinstance(condition, Condition) and condition[1:] == (None, None, None)
+    assert torch.equal(condition.label, ids)
+    assert pets.takes == "classes" and pets.config is pets
+
+
+@pytest.mark.parametrize("prompt", ["cow", 2, -1, 1.0, np.int64(7)])
+def test_unknown_classes_are_refused(prompt):
+    with pytest.raises(ValueError, match="unknown class .*: expected one of cat, dog"):
+        ClassLabels(("cat", "dog")).tokenize(["cat", prompt])
+
+
+@pytest.mark.parametrize("prompt", [None, ""])
+def test_without_a_null_class_a_class_must_be_named(prompt):
+    with pytest.raises(ValueError, match="this model needs a class: one of cat, dog"):
+        ClassLabels(("cat", "dog"), has_null=False).tokenize([prompt])
+
+
+def test_a_list_of_names_will_do():
+    """A file holds them as a list."""
+    assert ClassLabels(["cat", "dog"]) == ClassLabels(("cat", "dog"))
+    assert ClassLabels(["cat"]) != ClassLabels(["cat"], has_null=False)

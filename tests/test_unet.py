@@ -1,4 +1,4 @@
-"""The network: its sizes, its conditions, its taps, and what it refuses."""
+"""The network: its sizes, its condition, its taps, and what it refuses."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from minidiff import unet
+from minidiff.condition import Condition, take
 from minidiff.unet import Attention, ResidualBlock, UNet, UNetConfig
 
 # two levels of one block: every kind of layer, in 0.1M parameters
@@ -16,6 +17,11 @@ TINY = UNetConfig(
 )
 LABELS = replace(TINY, classes=10)
 TOKENS = replace(TINY, context_dim=12, cross_attention=(1,))
+VECTOR = replace(TINY, vector_dim=6)
+IMAGE = replace(TINY, in_channels=7)  # 3 of the noisy image, 4 of the condition's
+ALL = replace(TOKENS, classes=10, vector_dim=6, in_channels=7)
+FIELDS = {"label": LABELS, "vector": VECTOR, "tokens": TOKENS, "image": IMAGE}
+each_field = pytest.mark.parametrize("field", FIELDS)
 
 
 def randomised(config):
@@ -33,14 +39,19 @@ def randomised(config):
 
 def inputs(config, batch=3, size=16):
     generator = torch.Generator().manual_seed(5)
-    x = torch.randn(batch, config.in_channels, size, size, generator=generator)
+    x = torch.randn(batch, 3, size, size, generator=generator)
     t = torch.randint(1000, (batch,), generator=generator)
-    condition = None
+    fields = {}
     if config.classes:
-        condition = torch.randint(config.classes, (batch,), generator=generator)
+        fields["label"] = torch.randint(config.classes, (batch,), generator=generator)
     if config.context_dim:
-        condition = torch.randn(batch, 7, config.context_dim, generator=generator)
-    return x, t, condition
+        fields["tokens"] = torch.randn(batch, 7, config.context_dim, generator=generator)
+    if config.vector_dim:
+        fields["vector"] = torch.randn(batch, config.vector_dim, generator=generator)
+    if config.in_channels > 3:
+        shape = (batch, config.in_channels - 3, size, size)
+        fields["image"] = torch.randn(shape, generator=generator)
+    return x, t, Condition(**fields) if fields else None
 
 
 def parameters(config):
@@ -63,7 +74,7 @@ def test_a_network_for_cpus_has_a_few_million_parameters():
 
 
 def test_the_file_reads_in_one_sitting():
-    assert len(Path(unet.__file__).read_text(encoding="utf-8").splitlines()) <= 300
+    assert len(Path(unet.__file__).read_text(encoding="utf-8").splitlines()) <= 330
 
 
 OPTIONS = {
@@ -72,7 +83,10 @@ OPTIONS = {
     "labels without null": replace(LABELS, null_class=False),
     "tokens": TOKENS,
     "tokens in the middle only": replace(TOKENS, cross_attention=()),
-    "image beside the noisy one": replace(TINY, in_channels=7),
+    "vector": VECTOR,
+    "image beside the noisy one": IMAGE,
+    "image beside the noisy one, patch": replace(IMAGE, patch=2),
+    "all fields": ALL,
     "learned variance": replace(TINY, out_channels=6),
     "patch": replace(TINY, patch=2),
     "scale and shift": replace(TINY, scale_shift=True),
@@ -138,7 +152,7 @@ def test_a_patch_costs_a_quarter_and_ends_on_real_pixels():
     x, t, _ = inputs(TINY)
     with torch.no_grad():
         network.head.weight[:, :-3] = 0  # the features silenced: the input is left, filtered
-        gain = 1 + network.gain(network.embed(x, t, None)[1])
+        gain = 1 + network.gain(network.embed(t, Condition()))
         filtered = F.conv2d(
             x * gain[:, :, None, None], network.head.weight[:, -3:], network.head.bias, padding=1
         )
@@ -146,7 +160,7 @@ def test_a_patch_costs_a_quarter_and_ends_on_real_pixels():
 
 
 def test_the_output_is_zero_before_training():
-    for config in (TINY, LABELS, TOKENS, replace(TINY, patch=2)):
+    for config in (TINY, LABELS, TOKENS, ALL, replace(TINY, patch=2)):
         assert not UNet(config)(*inputs(config)).any()
 
 
@@ -159,48 +173,109 @@ def test_blocks_start_as_the_identity():
 # --- conditions ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [LABELS, TOKENS], ids=["labels", "tokens"])
+@pytest.mark.parametrize("config", [*FIELDS.values(), ALL], ids=[*FIELDS, "all"])
 def test_an_image_does_not_depend_on_its_batch(config):
     network = randomised(config)
     x, t, condition = inputs(config)
     with torch.no_grad():
         together = network(x, t, condition)
-        alone = torch.cat(
-            [network(x[i : i + 1], t[i : i + 1], condition[i : i + 1]) for i in range(3)]
-        )
-        other = network(x.flip(0), t.flip(0), condition.flip(0)).flip(0)
+        one_by_one = [slice(i, i + 1) for i in range(3)]
+        alone = torch.cat([network(x[i], t[i], take(condition, i)) for i in one_by_one])
+        turned = take(condition, torch.tensor([2, 1, 0]))
+        other = network(x.flip(0), t.flip(0), turned).flip(0)
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(other, together, atol=1e-5, rtol=1e-5)
 
 
 def test_labels_time_and_image_matter():
     network = randomised(LABELS)
-    x, t, labels = inputs(LABELS)
+    x, t, given = inputs(LABELS)
+    null = Condition(label=torch.full_like(given.label, LABELS.classes))
+    next_ = Condition(label=(given.label + 1) % 10)
     with torch.no_grad():
-        out = network(x, t, labels)
-        null = network(x, t, torch.full_like(labels, LABELS.classes))
-        for changed in (null, network(x, t, (labels + 1) % 10), network(x, t + 100, labels)):
+        out = network(x, t, given)
+        for changed in (network(x, t, null), network(x, t, next_), network(x, t + 100, given)):
             each = (changed - out).abs().amax(dim=(1, 2, 3))
             assert (each > 1e-2).all()
-        assert (network(x + 0.1, t, labels) - out).abs().max() > 1e-2
+        assert (network(x + 0.1, t, given) - out).abs().max() > 1e-2
+
+
+@each_field
+def test_each_field_matters_to_its_own_image_alone_and_beside_the_others(field):
+    for config in (FIELDS[field], ALL):
+        network = randomised(config)
+        x, t, condition = inputs(config)
+        value = getattr(condition, field).clone()
+        value[1] = (value[1] + 1) % 10 if field == "label" else value[1] + 1
+        with torch.no_grad():
+            out = network(x, t, condition)
+            changed = network(x, t, condition._replace(**{field: value}))
+        each = (changed - out).abs().amax(dim=(1, 2, 3))
+        assert each[1] > 1e-2 and each[[0, 2]].max() < 1e-5
+
+
+def test_a_network_may_take_labels_and_tokens_together():
+    """Refused by the first version, which had one tensor for either."""
+    config = replace(TOKENS, classes=3)
+    network, (x, t, given) = randomised(config), inputs(config)
+    both = Condition(label=given.label, tokens=given.tokens)
+    with torch.no_grad():
+        out = network(x, t, both)
+        other_label = both._replace(label=(both.label + 1) % 3)
+        other_tokens = both._replace(tokens=both.tokens + 1)
+        for other in (other_label, other_tokens):
+            assert ((network(x, t, other) - out).abs().amax((1, 2, 3)) > 1e-2).all()
+    for lacking, told in (
+        (both._replace(label=None), r"\(3,\) integer labels from 0 to 3"),
+        (both._replace(tokens=None), r"needs tokens of shape \(3, L, 12\)"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            network(x, t, lacking)
+
+
+def test_a_vector_joins_the_time_embedding():
+    """A linear map of it is added: the same output comes of another way to the same sum."""
+    network, (x, t, given) = randomised(VECTOR), inputs(VECTOR)
+    with torch.no_grad():
+        out = network(x, t, given)
+        assert (network(x, t, Condition(vector=torch.zeros(3, 6))) - out).abs().max() > 1e-2
+        plain, weights = UNet(TINY).eval(), network.state_dict()
+        added = network.vector(given.vector[:1])[0]
+        weights["time.linear2.bias"] = weights["time.linear2.bias"] + added
+        plain.load_state_dict({k: v for k, v in weights.items() if not k.startswith("vector.")})
+        torch.testing.assert_close(plain(x[:1], t[:1]), out[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_the_image_of_a_condition_is_concatenated_after_the_noisy_one():
+    network, (x, t, given) = randomised(IMAGE), inputs(IMAGE)
+    with torch.no_grad():
+        out = network(x, t, given)
+        assert torch.equal(network(torch.cat([x, given.image], dim=1), t), out)
+        # Mutant: before it.
+        assert (network(torch.cat([given.image, x], dim=1), t) - out).abs().max() > 1e-2
 
 
 def test_tokens_matter_one_by_one_and_in_their_places():
     network = randomised(TOKENS)
-    x, t, tokens = inputs(TOKENS)
+    x, t, condition = inputs(TOKENS)
+    tokens = condition.tokens
+
+    def drawn(tokens):
+        return network(x, t, Condition(tokens=tokens))
+
     with torch.no_grad():
-        out = network(x, t, tokens)
+        out = drawn(tokens)
         for i in range(tokens.shape[1]):
             changed = tokens.clone()
             changed[:, i] += 1
-            assert (network(x, t, changed) - out).abs().max() > 1e-2
+            assert (drawn(changed) - out).abs().max() > 1e-2
         # attention has no order of its own: the text encoder's positions bring it
-        torch.testing.assert_close(network(x, t, tokens.flip(1)), out, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(drawn(tokens.flip(1)), out, atol=1e-5, rtol=1e-5)
         # mean-preserving changes pass the pooled tokens by and are seen by cross-attention alone
         changed = tokens.clone()
         changed[:, 0] += 2
         changed[:, 1] -= 2
-        assert (network(x, t, changed) - out).abs().max() > 1e-2
+        assert (drawn(changed) - out).abs().max() > 1e-2
 
 
 def test_a_fractional_time_lies_between_its_neighbours():
@@ -210,14 +285,6 @@ def test_a_fractional_time_lies_between_its_neighbours():
         low, between, high = (network(x, torch.tensor([t])) for t in (500, 500.5, 501))
     assert 0 < (between - low).norm() < (high - low).norm()
     assert 0 < (high - between).norm() < (high - low).norm()
-
-
-def test_the_time_embedding_is_ddpms():
-    embedding = unet.TimeEmbedding(replace(TINY, channels=8, head_dim=None))
-    embedding.linear1 = embedding.linear2 = torch.nn.Identity()
-    angles = 30 * torch.tensor([1, 10 ** (-4 / 3), 10 ** (-8 / 3), 1e-4])
-    waves = torch.cat([angles.sin(), angles.cos()])
-    assert torch.allclose(embedding(torch.tensor([30])), torch.nn.functional.silu(waves)[None])
 
 
 def test_a_pixel_asks_for_its_tokens_by_its_place():
@@ -244,14 +311,14 @@ def test_a_pixel_asks_for_its_tokens_by_its_place():
 def test_every_site_is_called_with_its_shape_in_order():
     config = replace(TOKENS, blocks=2)
     seen = []
-    x, t, tokens = inputs(config)
+    x, t, condition = inputs(config)
 
     def tap(site, value):
         seen.append((site, tuple(value.shape)))
         return value
 
     network = randomised(config)
-    network(x, t, tokens, tap=tap)
+    network(x, t, condition, tap=tap)
     attends = [
         (".self.probs", (3, 2, 64, 64)),
         (".cross.probs", (3, 2, 64, 7)),
@@ -348,7 +415,6 @@ def test_bfloat16_autocast_stays_close():
         ({"patch": 8}, "patches of 64 pixels"),
         ({"attention": (2,)}, r"not one of \[0, 1\]"),
         ({"cross_attention": (-1,)}, r"not one of \[0, 1\]"),
-        ({"classes": 3, "context_dim": 4}, "labels or tokens"),
         ({"multipliers": ()}, "needs a level"),
         ({"blocks": 0}, "blocks and patch from 1"),
         ({"channels": 0}, "channels, multipliers, blocks and patch from 1"),
@@ -367,6 +433,11 @@ def test_a_list_will_do_for_a_tuple():
 
 
 IMAGES, TIMES = torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)
+WORDS, FACTS = Condition(tokens=torch.zeros(2, 7, 12)), Condition(vector=torch.zeros(2, 6))
+
+
+def labels(values):
+    return Condition(label=values)
 
 
 @pytest.mark.parametrize(
@@ -384,18 +455,73 @@ IMAGES, TIMES = torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)
         (replace(TINY, patch=2), torch.zeros(2, 3, 18, 16), TIMES, None, "divisible by 4"),
         (TINY, IMAGES, torch.tensor(5), None, r"times of shape \(\): expected \(2,\)"),
         (TINY, IMAGES, TIMES[:1], None, r"times of shape \(1,\): expected \(2,\)"),
-        (TINY, IMAGES, TIMES, TIMES, "takes no condition"),
+        (
+            TINY,
+            IMAGES,
+            TIMES,
+            TIMES,
+            "the condition is a Tensor: expected minidiff.Condition or No",
+        ),
+        (TINY, IMAGES, TIMES, "red", "the condition is a str: expected minidiff.Condition or None"),
+        (TINY, IMAGES, TIMES, labels(TIMES), "takes no label: expected label = None"),
+        (TINY, IMAGES, TIMES, WORDS, "takes no tokens: expected tokens = None"),
+        (TINY, IMAGES, TIMES, FACTS, "takes no vector: expected vector = None"),
+        (
+            TINY,
+            IMAGES,
+            TIMES,
+            Condition(image=IMAGES),
+            r"\(2, 6, 16, 16\): expected \(B, 3, H, W\)",
+        ),
         (LABELS, IMAGES, TIMES, None, r"\(2,\) integer labels from 0 to 10"),
-        (LABELS, IMAGES, TIMES, TIMES[:1], "integer labels"),
-        (LABELS, IMAGES, TIMES, TIMES.float(), "integer labels"),
-        (LABELS, IMAGES, TIMES, TIMES + 11, "from 0 to 10"),
-        (LABELS, IMAGES, TIMES, TIMES - 1, "from 0 to 10"),
-        (replace(LABELS, null_class=False), IMAGES, TIMES, TIMES + 10, "from 0 to 9"),
+        (LABELS, IMAGES, TIMES, Condition(), r"\(2,\) integer labels from 0 to 10"),
+        (LABELS, IMAGES, TIMES, labels(TIMES[:1]), "integer labels"),
+        (LABELS, IMAGES, TIMES, labels(TIMES.float()), "integer labels"),
+        (LABELS, IMAGES, TIMES, labels(TIMES + 11), "from 0 to 10"),
+        (LABELS, IMAGES, TIMES, labels(TIMES - 1), "from 0 to 10"),
+        (replace(LABELS, null_class=False), IMAGES, TIMES, labels(TIMES + 10), "from 0 to 9"),
         (TINY, IMAGES.double(), TIMES, None, "images torch.float64 on cpu, network torch.float32"),
         (TINY, IMAGES.byte(), TIMES, None, "images torch.uint8 on cpu, network torch.float32"),
-        (TOKENS, IMAGES, TIMES, None, r"tokens of shape \(2, L, 12\)"),
-        (TOKENS, IMAGES, TIMES, TIMES, r"tokens of shape \(2, L, 12\)"),
-        (TOKENS, IMAGES, TIMES, torch.zeros(2, 7, 5), r"tokens of shape \(2, L, 12\)"),
+        (TOKENS, IMAGES, TIMES, None, r"needs tokens of shape \(2, L, 12\)"),
+        (TOKENS, IMAGES, TIMES, FACTS, r"takes no vector"),
+        (TOKENS, IMAGES, TIMES, Condition(tokens=TIMES), r"needs tokens of shape \(2, L, 12\)"),
+        (
+            TOKENS,
+            IMAGES,
+            TIMES,
+            Condition(tokens=torch.zeros(2, 7, 5)),
+            r"needs tokens of shape \(2, L, 12\)",
+        ),
+        (
+            TOKENS,
+            IMAGES,
+            TIMES,
+            Condition(tokens=torch.zeros(1, 7, 12)),
+            r"needs tokens of shape \(2, L, 12\)",
+        ),
+        (VECTOR, IMAGES, TIMES, None, r"needs vector of shape \(2, 6\)"),
+        (VECTOR, IMAGES, TIMES, WORDS, r"needs vector of shape \(2, 6\)"),
+        (
+            VECTOR,
+            IMAGES,
+            TIMES,
+            Condition(vector=torch.zeros(2, 5)),
+            r"needs vector of shape \(2, 6\)",
+        ),
+        (
+            IMAGE,
+            IMAGES,
+            TIMES,
+            None,
+            r"\(2, 3, 16, 16\): expected \(B, 7, H, W\) .*channels may be those of Condition\(",
+        ),
+        (
+            IMAGE,
+            IMAGES,
+            TIMES,
+            Condition(image=IMAGES),
+            r"\(2, 6, 16, 16\): expected \(B, 7, H, W\) with H and W divisible by 2$",
+        ),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(config, x, t, condition, sentence):
