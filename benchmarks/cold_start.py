@@ -44,7 +44,7 @@ pipeline(batch_size=1, num_inference_steps=int(steps)).images[0].save(out)
 def commands(folder: Path) -> dict[str, list[str]]:
     """What is started, by name, on the same weights written in both formats into `folder`."""
     torch.manual_seed(0)
-    model = zoo.Diffusion(UNet(NETWORKS["small"]), NoiseSchedule.linear(), "eps", SIZE)
+    model = zoo.Diffusion(UNet(NETWORKS["small"]), NoiseSchedule.linear(), "eps", (3, SIZE, SIZE))
     model.card["data"] = "none"
     model.save(folder / "model.safetensors")
     zoo.to_diffusers(model, folder / "diffusers")

@@ -41,8 +41,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.run import table
 from minidiff import zoo
 from minidiff.data.images import to_float
-from minidiff.device import autocast, best_device, compile_on_gpu, describe, for_sampling, place
+from minidiff.device import autocast, best_device, compile_on_gpu, describe, place
 from minidiff.files import atomic
+from minidiff.layers import for_sampling
 from minidiff.samplers import ddim_step, dpmpp_2m_step
 from minidiff.schedule import NoiseSchedule
 from minidiff.training import Objective, Run, TrainConfig, TrainingSet
@@ -51,6 +52,7 @@ from minidiff.unet import UNet, UNetConfig
 DDPM = UNetConfig(dropout=0.0)
 TINY = replace(DDPM, channels=32, multipliers=(1, 2), blocks=1)
 SIZE = 32
+SHAPE = (3, SIZE, SIZE)
 
 
 class Report:
@@ -115,9 +117,11 @@ class AsOurs(nn.Module):
 def our_loop(network: nn.Module, device: torch.device, batch: int) -> Callable[[], object]:
     """Ten steps of `minidiff train`; nothing waits for the device between them."""
     pictures = torch.randint(256, (4096, 3, SIZE, SIZE), dtype=torch.uint8)
-    objective = place(Objective(network, NoiseSchedule.linear(), predicts="eps"), device)
+    model = zoo.Diffusion(network, NoiseSchedule.linear(), "eps", SHAPE)
+    objective = place(Objective(model), device)
     config = TrainConfig(images=10**9, batch=batch, warmup=1)
-    run = Run(objective, TrainingSet(pictures), config, Path("unused"))
+    batches = objective.batches(TrainingSet(pictures).to(device), config)
+    run = Run(objective, batches, config, Path("unused"))
     run.objective.train()
     compile_on_gpu(run.objective.network, device)
     return lambda: [run.advance() for _ in range(10)]
@@ -225,7 +229,7 @@ def drawn(model: zoo.Diffusion, n: int, steps: int, step) -> Tensor:
     from minidiff.guidance import clamp
     from minidiff.samplers import sample
 
-    x = torch.randn(n, 3, SIZE, SIZE, device=model.device)
+    x = torch.randn(n, *SHAPE, device=model.device)
     with autocast(model.device):
         return sample(step, clamp(model.denoiser()), x, model.schedule.path(steps))
 
@@ -242,7 +246,7 @@ def main(out: Path, part: str | None, tiny: bool) -> None:
     report.add("ceiling: copying memory", bandwidth / 1e12, "TB/s", "read and written")
     report.add("ceiling: products of bfloat16 matrices", peak / 1e12, "TFLOP/s")
     with TemporaryDirectory() as folder:
-        model = zoo.Diffusion(UNet(TINY if tiny else DDPM), NoiseSchedule.linear(), "eps", SIZE)
+        model = zoo.Diffusion(UNet(TINY if tiny else DDPM), NoiseSchedule.linear(), "eps", SHAPE)
         zoo.to_diffusers(model, folder)
         if part != "sampling":
             training(report, Path(folder), device, [2] if tiny else [128, 512, 1024], peak)

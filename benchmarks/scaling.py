@@ -36,6 +36,7 @@ from minidiff.device import keep_memory
 from minidiff.schedule import NoiseSchedule
 from minidiff.training import Objective, Run, TrainConfig, TrainingSet
 from minidiff.unet import UNet, UNetConfig
+from minidiff.zoo import Diffusion
 
 RESULTS = Path(__file__).parent / "scaling.md"
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes, DistributedDataParallel's own
@@ -112,9 +113,9 @@ def measured_gradients(config: UNetConfig, batch: int = 8) -> list[Gradient]:
 
 def tiny_run(out: Path, config: UNetConfig, batch: int) -> Run:
     data = TrainingSet(torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8))
-    objective = Objective(UNet(config), NoiseSchedule.linear(), predicts="eps")
+    objective = Objective(Diffusion(UNet(config), NoiseSchedule.linear(), "eps", (3, 32, 32)))
     train = TrainConfig(images=10**6, batch=batch, mixed_precision=False)
-    return Run(objective, data, train, out)
+    return Run(objective, objective.batches(data, train), train, out)
 
 
 def worker(name: str, batch: int, steps: int) -> None:

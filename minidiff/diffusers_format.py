@@ -123,7 +123,7 @@ def write(
     """A folder that diffusers loads, `UNet2DModel` and `DDIMScheduler.from_pretrained(folder)`.
 
     `size` is the side of the images in pixels, which diffusers' pipelines want to know. ValueError
-    for what a UNet2DModel cannot do: tokens and patches. OSError if a file cannot be written.
+    for what a UNet2DModel cannot do: tokens, vectors, patches. OSError if a file cannot be written.
     """
     config = config_to(network.config) | {"sample_size": size}
     scheduler = schedule_to(schedule, predicts)
@@ -177,9 +177,9 @@ def config_from(config: dict[str, Any]) -> UNetConfig:
 
 
 def config_to(c: UNetConfig) -> dict[str, Any]:
-    """The config.json of our configuration; ValueError for tokens and patches."""
-    if c.context_dim or c.patch > 1:
-        raise ValueError("diffusers' UNet2DModel has neither tokens nor patches: it cannot be this")
+    """The config.json of our configuration; ValueError for tokens, vectors and patches."""
+    if c.context_dim or c.vector_dim or c.patch > 1:
+        raise ValueError("diffusers' UNet2DModel has no tokens, no vectors and no patches")
     down = [
         "AttnDownBlock2D" if i in c.attention else "DownBlock2D" for i in range(len(c.multipliers))
     ]

@@ -286,8 +286,8 @@ class NoiseSchedule:
         return [*first, *(top - (right - 1 + part)).clamp(1, top).tolist()]
 
     def _share(self, wanted: Tensor, below: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """How far up in log SNR, 0 to 1, between the levels t = below + 1 (low) and t = below (high)
-        the wanted values lie; `_between` read the other way."""
+        """Where the wanted log SNR lies between t = below + 1 (low), 0, and t = below (high), 1:
+        `_between` read the other way."""
         if self.preserves_variance:
             return (wanted - low) / (high - low)
         alpha, sigma, ratio = self.alpha, self.sigma, wanted.exp()

@@ -273,12 +273,12 @@ def rate(n, c=config):
     return c.learning_rate * min(1, rise, fall)
 
 
-def objective(seed=0):
+def new_run(folder, seed=0):
     model = Diffusion(fresh(seed), schedule, predicts="v", shape=(3, 32, 32))
-    return Objective(model, min_snr=5.0)
+    return Run(Objective(model, min_snr=5.0), batches, config, folder)
 
 
-run = Run(objective(), batches, config, "unused")
+run = new_run("unused")
 print("before it starts:", estimate(run))
 rates = [rate(n) for n in range(0, config.images, BATCH)]
 for run.step, ours in enumerate(rates):
@@ -571,19 +571,15 @@ lesson.check_resume(my_save, my_restore)
 #
 # ## The library's run, asserted equal
 #
-# `minidiff.training.Run` is this loop, with files. We run three steps of each from the same seed. On a
-# CPU every weight must agree to the last bit (a GPU may add in another order). Our loop uses the
-# library's min-SNR weights here, because they are rounded differently from those of round 2. Then the
-# session is lost after three of six steps, and a new one, with other weights, goes on from the file.
+# `minidiff.training.Run` is this loop, with files. Run three steps of each from the same seed. On a
+# CPU the weights must agree to the last bit (a GPU may add in another order). Our loop takes the
+# library's min-SNR weights, which round differently. Then the session is lost after three of six
+# steps. A new one, with other weights, resumes from the file.
 
 
 # %%
 def library_weight(t):
     return min_snr_weight(schedule.level(t), predicts="v")
-
-
-def new_run(folder, seed=0):
-    return Run(objective(seed), batches, config, folder)
 
 
 def same(a, b):
@@ -600,10 +596,8 @@ with tempfile.TemporaryDirectory() as folder:
     print("our loop is the library's:", same(ours[0], lost.objective.network))
     assert same(ours[0], lost.objective.network) and same(ours[config.ema], lost.average.network)
     later.resume()
-    for _ in range(3):
-        later.advance()
-for _ in range(6):
-    whole.advance()
+    for run in [later] * 3 + [whole] * 6:
+        run.advance()
 print("resumed is never interrupted:", same(whole.objective, later.objective))
 assert same(whole.objective, later.objective) and same(whole.average, later.average)
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minidiff import diffusers_format
+from minidiff.condition import Condition
 from minidiff.diffusers_format import CONFIG, SCHEDULER, WEIGHTS, config_from, read, write
 from minidiff.schedule import NoiseSchedule
 from minidiff.unet import UNet, UNetConfig
@@ -78,7 +79,7 @@ def difference(model, network, config, size):
     """The largest difference of the two outputs, relative to the outputs' size."""
     x, t, labels = inputs(config, size)
     with torch.no_grad():
-        theirs, ours = model(x, t, labels).sample, network(x, t, labels)
+        theirs, ours = model(x, t, labels).sample, network(x, t, Condition(label=labels))
     return ((theirs - ours).abs().max() / theirs.std()).item()
 
 
@@ -92,7 +93,7 @@ def test_output_equals_diffusers_both_ways(config, size, tmp_path):
     network, schedule, predicts = read(tmp_path / "theirs")
     assert difference(model, network, config, size) < 2e-5  # AVX2: 1.003e-5
     assert not network.training and predicts == "eps"
-    assert torch.equal(schedule.alpha_bar, NoiseSchedule.linear().alpha_bar)
+    assert schedule == NoiseSchedule.linear()
 
     write(network, schedule, predicts, tmp_path / "ours", size=config["sample_size"])
     again = diffusers.UNet2DModel.from_pretrained(tmp_path / "ours").eval()
@@ -208,12 +209,11 @@ def test_diffusers_samples_what_we_wrote_as_we_do(predicts, tmp_path):
     scheduler.set_timesteps(5)
     x = noise = torch.randn(2, 3, 8, 8)
     labels = torch.tensor([1, 3])
+    denoise = as_denoiser(network, Condition(label=labels), predicts=predicts)
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(model(x, t, labels).sample, t, x).prev_sample
-    ours = sample(
-        ddim_step, as_denoiser(network, labels, predicts=predicts), noise, schedule.path(5)
-    )
+    ours = sample(ddim_step, denoise, noise, schedule.path(5))
     torch.testing.assert_close(x, ours, atol=1e-4, rtol=1e-4)
 
 
@@ -292,12 +292,15 @@ def test_image_size_is_read_from_the_configuration(size, pixels, tmp_path):
     assert diffusers_format.image_size(tmp_path) == pixels
 
 
-def test_tokens_patches_and_unknown_predictions_cannot_be_written(tmp_path):
+def test_what_a_unet2dmodel_cannot_be_is_not_written(tmp_path):
     tiny = UNetConfig(channels=32, multipliers=(1,), blocks=1, attention=())
     linear = NoiseSchedule.linear()
-    for config in (replace(tiny, context_dim=8), replace(tiny, patch=2)):
-        with pytest.raises(ValueError, match="tokens nor patches"):
-            write(UNet(config), linear, "eps", tmp_path / "x")
-    with pytest.raises(ValueError, match="unknown prediction"):
-        write(UNet(tiny), linear, "noise", tmp_path / "x")
+    for options in ({"context_dim": 8}, {"vector_dim": 8}, {"patch": 2}):
+        with pytest.raises(ValueError, match="has no tokens, no vectors and no patches"):
+            write(UNet(replace(tiny, **options)), linear, "eps", tmp_path / "x")
+    for predicts in ("noise", "flow"):
+        with pytest.raises(ValueError, match="unknown prediction .*: expected one of eps, x0, v"):
+            write(UNet(tiny), linear, predicts, tmp_path / "x")
+    with pytest.raises(ValueError, match="belongs to variance-preserving schedules"):
+        write(UNet(tiny), NoiseSchedule.flow(), "v", tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -13,17 +13,13 @@ from minidiff.data import shapes
 from minidiff.denoiser import Prediction
 from minidiff.evaluation import classifier_guidance
 from minidiff.guidance import classifier
-from minidiff.noisy_classifier import (
-    HEADS,
-    UNKNOWN,
-    Classification,
-    NoisyClassifier,
-    Recipe,
-    scene_labels,
-)
+from minidiff.noisy_classifier import NoisyClassifier
+from minidiff.recipes import noisy_classifier as recipes
+from minidiff.recipes.noisy_classifier import HEADS, UNKNOWN, Classification, scene_labels
+from minidiff.recipes.recipe import Recipe
 from minidiff.samplers import ddim_step, ddpm_step, sample
 from minidiff.schedule import NoiseSchedule
-from minidiff.training import Run, TrainConfig, TrainingSet, fit
+from minidiff.training import Column, TrainConfig, TrainingSet, fit
 from minidiff.unet import UNet, UNetConfig
 
 TINY = UNetConfig(channels=16, multipliers=(1, 2), blocks=1, groups=8, dropout=0.0)
@@ -60,13 +56,13 @@ def trained(out, *, shuffled=False):
     place = torch.arange(64) // 4 % 4 if shuffled else torch.arange(64) % 4  # every pair as often
     labels = torch.column_stack([place, torch.zeros_like(place)])
     config = TrainConfig(images=6400, batch=64, learning_rate=2e-3, warmup=640, ema=0.9)
-    config = replace(config, drop_condition=0.0, flip=False, mixed_precision=False, log_every=6400)
-    data = TrainingSet(pictures, labels)
+    config = replace(config, flip=False, mixed_precision=False, log_every=6400)
+    data = TrainingSet(pictures, {"labels": Column(labels)})
     card = {"description": "Tiny.", "data": "quarters", "licence": "MIT", "limits": "Four."}
-    recipe = Recipe(data, TINY, QUARTERS, config, SCHEDULE, 8, card)
-    run = Run(recipe.objective(), data, config, out)
-    fit(run, progress=False)
-    recipe.save(run.average, out / "model.safetensors", card | {"command": "train"})
+    torch.manual_seed(0)
+    model = NoisyClassifier(TINY, QUARTERS, SCHEDULE, 8, card)
+    run = Recipe(model, data, config, (), Classification).run(out, "cpu")
+    fit(run, progress=False).save(out / "model.safetensors", card | {"command": "train"})
     return noisy_classifier.load(out / "model.safetensors", "cpu")
 
 
@@ -203,18 +199,17 @@ def test_it_guides_to_what_is_asked_and_one_of_exchanged_labels_does_not(judge, 
     assert hits(trained(tmp_path, shuffled=True), 1) < base + 0.15
 
 
-def test_exchanged_labels_are_only_that(monkeypatch):
-    drawn = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+def test_exchanged_labels_are_only_that():
+    drawn = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(6)[:, None]
-    set_ = TrainingSet(drawn, labels)
-    data = [
-        noisy_classifier._recipe(set_, QUARTERS, noisy_classifier.TRAIN, SCHEDULE, {}, shuffled)
-        for shuffled in (False, True)
-    ]
-    plain, shuffled = (recipe.data for recipe in data)
-    assert torch.equal(plain.images, shuffled.images) and torch.equal(plain.conditions, labels)
-    assert sorted(shuffled.conditions.tolist()) == sorted(labels.tolist())
-    assert (shuffled.conditions != labels).all()
+    plain, shuffled = (
+        recipes._recipe(drawn, labels, QUARTERS, recipes.TRAIN, SCHEDULE, {}, exchanged).data
+        for exchanged in (False, True)
+    )
+    assert torch.equal(plain.images, shuffled.images)
+    one, two = (data.columns["labels"].values for data in (plain, shuffled))
+    assert torch.equal(one, labels)
+    assert sorted(two.tolist()) == sorted(labels.tolist()) and (two != labels).all()
 
 
 def test_what_is_unknown_teaches_nothing(of_scenes):
@@ -242,7 +237,8 @@ def model():
     with torch.no_grad():
         for p in network.parameters():
             p.add_(0.05 * torch.randn(p.shape))
-    return zoo.Diffusion(network.eval(), SCHEDULE, "v", 8, None, {"description": "tiny"})
+    card = {"description": "tiny"}
+    return zoo.Diffusion(network.eval(), SCHEDULE, "v", (3, 8, 8), card=card)
 
 
 def test_draw_starts_from_the_models_seed_whatever_the_batch(model, judge):
@@ -258,6 +254,9 @@ def test_draw_starts_from_the_models_seed_whatever_the_batch(model, judge):
     )
     torch.testing.assert_close(one, all_, rtol=0, atol=0.1)  # bfloat16 where it is fast
     assert (all_ - plain).abs().amax((1, 2, 3)).min() > 0.3  # each image is guided
+    many = ["top left"] * 70  # more than a model draws at a time by itself
+    drawn = classifier_guidance.draw(model, judge, many, steps=1, batch=70, progress=False)
+    assert drawn.shape == (70, 3, 8, 8)
     other = replace(model, schedule=NoiseSchedule.linear())
     with pytest.raises(ValueError, match="another schedule"):
         classifier_guidance.draw(other, judge, prompts, steps=4, progress=False)
@@ -289,9 +288,9 @@ def test_files_hold_all_and_others_are_refused(judge, tmp_path, model):
         torch.equal(a, b) for a, b in zip(judge(x, t).values(), again(x, t).values(), strict=True)
     )
     assert again.heads == judge.heads and again.card["command"] == "train"
-    assert torch.equal(again.schedule.alpha_bar, SCHEDULE.alpha_bar)
+    assert again.schedule == SCHEDULE
     assert checkpoint.about(tmp_path / "again.safetensors")["kind"] == "noisy classifier"
-    zoo.save(tmp_path / "other.safetensors", model)
+    model.save(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds a diffusion, not a noisy classifier"):
         noisy_classifier.load(tmp_path / "other.safetensors")
     with pytest.raises(FileNotFoundError, match="no noisy classifier 'nothing'"):
@@ -302,7 +301,7 @@ def test_guide_classifier_draws_a_row_a_prompt_below_the_unguided(
     judge, model, tmp_path, monkeypatch
 ):
     noisy_classifier.save(tmp_path / "judge.safetensors", judge)
-    zoo.save(tmp_path / "model.safetensors", model)
+    model.save(tmp_path / "model.safetensors")
     tables, draw = [], plot.rows
     monkeypatch.setattr(plot, "rows", lambda t, **o: tables.append(t) or draw(t, **o))
     monkeypatch.setattr(classifier_guidance, "shows", lambda j, p, x: found(x) == 0)

@@ -285,8 +285,7 @@ def test_log_snr_begins_with_pure_noise_where_there_is_some(steps):
     if steps > 2:
         assert noisy[0].t == pytest.approx(999) and noisy[-1].t == pytest.approx(1)
         log_snr = [math.log(level.alpha / level.sigma) for level in noisy]
-        # even but for the levels between two whole t, which interpolate alpha and sigma
-        np.testing.assert_allclose(np.diff(log_snr), np.diff(log_snr).mean(), rtol=0.03)
+        np.testing.assert_allclose(np.diff(log_snr), np.diff(log_snr).mean(), rtol=1e-6)
         even_t = [math.log(level.alpha / level.sigma) for level in FLOW.path(steps)[1:-1]]
         assert steps == 3 or np.ptp(np.diff(even_t)) > 0.5  # control: even steps of t
 

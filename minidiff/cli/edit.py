@@ -82,8 +82,8 @@ def sdedit(
         )
 
     results, seconds = timed(trained, draw)
-    walked = max(round(strength * steps), 1)
-    did = f"SDEdit{towards}: strength {strength:g}, the last {walked} of {steps} steps"
+    last = max(round(strength * steps), 1)
+    did = f"SDEdit{towards}: strength {strength:g}, the last {last} of {steps} steps"
     did += f", {repeats} times" if repeats > 1 else ""
     finish(out, did, [("input", picture), *mask_cells(keep), *result_cells(results)], seconds)
 
@@ -292,11 +292,8 @@ def p2p(
 
     minidiff edit p2p "a large red circle" "a large red square"
     """
-    import torch
-
     from minidiff import editing, plot, zoo
     from minidiff.guidance import clamp, classifier_free
-    from minidiff.metrics import psnr
     from minidiff.noise import per_image
     from minidiff.samplers import invert
 
@@ -322,16 +319,12 @@ def p2p(
             noise = invert(quick.denoiser(source), picture, path)
         else:
             noise = trained.noise(n, per_image(seeded(seed), n))
-        held = {"cross": cross, "self_attention": self_attention, "blend": local}
-        return editing.prompt_to_prompt(
-            denoiser, noise, path, change, **held, maps=maps, progress=True
-        )
+        held = {"cross": cross, "self_attention": self_attention, "blend": local, "maps": maps}
+        return editing.prompt_to_prompt(denoiser, noise, path, change, **held, progress=True)
 
     (before, after), seconds = timed(trained, draw)
     if image:
-        images = torch.cat([picture, before, after]).cpu()
-        table = [("", images, ["input", "from its noise", "edited"])]
-        click.echo(f"the inverted picture comes back with {psnr(picture, before)[0]:.1f} dB")
+        table = _inverted_row(picture, before, after)
     else:
         table = [(f"source\n{source}", before.cpu()), (f"target\n{target}", after.cpu())]
     table += _word_rows(after[:1].cpu(), maps.tokens()[n].cpu(), target.split())
@@ -367,12 +360,8 @@ def invert_command(image, model, prompt, steps, out) -> None:
     did += f": {steps} steps up and {steps} down, "
     did += f"noise of standard deviation {noise.std():.2f}, "
     did += f"round trip {psnr(picture, again)[0]:.1f} dB"
-    cells = [
-        ("input", picture),
-        ("noise / 3", noise.div(3).clamp(-1, 1)),
-        ("reconstruction", again),
-    ]
-    finish(out, did, cells, seconds)
+    shown = ("noise / 3", noise.div(3).clamp(-1, 1))
+    finish(out, did, [("input", picture), shown, ("reconstruction", again)], seconds)
 
 
 def _seen_by_clip(judge: str, prompt: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -382,6 +371,17 @@ def _seen_by_clip(judge: str, prompt: str) -> tuple[Callable[[Tensor], Tensor], 
 
     model, _ = clip.load(judge)
     return clip.encoder(model), text_features(model, [prompt])
+
+
+def _inverted_row(picture: Tensor, before: Tensor, after: Tensor) -> list[tuple]:
+    """A picture, what its noise gives without the edit, and with it; says how well it came back."""
+    import torch
+
+    from minidiff.metrics import psnr
+
+    click.echo(f"the inverted picture comes back with {psnr(picture, before)[0]:.1f} dB")
+    images = torch.cat([picture, before, after]).cpu()
+    return [("", images, ["input", "from its noise", "edited"])]
 
 
 def _word_rows(image: Tensor, maps: Tensor, words: list[str]) -> list[tuple]:

@@ -112,6 +112,11 @@ def _changed(recipe, given: dict):
             given.setdefault("schedule", "flow")
     if "schedule" in given:
         model = replace(model, schedule=getattr(NoiseSchedule, given.pop("schedule"))())
+    if model.predicts == "eps" and model.schedule.alpha[-1] == 0:
+        raise ValueError(
+            "--predicts eps: this schedule ends at pure noise, where eps leaves the image open: "
+            "expected v, x0 or flow"
+        )
     if "min_snr" in given:
         objective = partial(Objective, min_snr=given.pop("min_snr") or None)
         recipe = replace(recipe, objective=objective)
@@ -209,7 +214,8 @@ class _Preview:
         from minidiff.training.log import last_row
 
         model = run.average.model
-        images = model.sample(self.prompts, scale=2.0 if model.encoder else 1.0, steps=25)
+        scale, n = 2.0 if model.encoder else 1.0, len(self.prompts)
+        images = model.sample(self.prompts, n, scale=scale, steps=25)
         labels = [str(p) for p in self.prompts] if model.encoder else None
         plot.save(plot.grid(images.cpu(), labels), run.out / f"preview_{run.seen:09d}.png")
         if self.board is not None:

@@ -57,8 +57,8 @@ def draw(
         rows = range(first, min(first + batch, n))
         log_prob = judge.log_prob([prompts[i] for i in rows])
         guide = partial(classifier, log_prob=log_prob, scale=scale)
-        drawn = model.sample(None, n, steps=steps, seed=seed, step=step, guide=guide, only=rows)
-        done.append(drawn.cpu())
+        how = {"steps": steps, "seed": seed, "step": step, "guide": guide}
+        done.append(model.sample(None, n, **how, batch=batch, only=rows).cpu())
     return torch.cat(done)
 
 

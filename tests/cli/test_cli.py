@@ -9,10 +9,13 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from minidiff import checkpoint, zoo
+from minidiff import checkpoint, plot, zoo
 from minidiff.cli import main
+from minidiff.cli import train as train_commands
 from minidiff.cli.train import _card
+from minidiff.samplers import ddpm_step, dpmpp_2m_step, heun_step
 from minidiff.schedule import NoiseSchedule
+from minidiff.text import ClassLabels
 from minidiff.unet import UNet, UNetConfig
 
 
@@ -51,7 +54,7 @@ def test_train_resume_and_sample_a_folder_of_pictures(run, pictures, tmp_path):
     options = ["train", "--data", pictures, "--out", out, *TINY, "--size", 16, "--save-every", 16]
     told = run(*options, "--images", 32)
     assert told.exit_code == 0, told.output
-    assert "16 images" in told.output and "PFLOPs" in told.output
+    assert "16 pictures of the folder pictures" in told.output and "PFLOPs" in told.output
     assert sorted(f.name for f in out.iterdir()) == [
         "log.csv",
         "model.safetensors",
@@ -170,6 +173,8 @@ def test_bad_training_options_are_told(run, pictures, tmp_path):
         (["--learning-rate", "-1"], "learning_rate -1.0"),
         (["--ema", "2"], "ema 2.0"),
         (["--min-snr", "-1"], "min_snr is -1.0"),
+        (["--drop-condition", "2"], "the drop of 'ids' is 2.0: expected a share in 0..1"),
+        (["--predicts", "eps", "--schedule", "flow"], "ends at pure noise, where eps leaves the"),
         (["--out", pictures / "run"], "run lies among the pictures, and its previews would join"),
     ):
         result = run("train", *out, *options)
@@ -177,7 +182,7 @@ def test_bad_training_options_are_told(run, pictures, tmp_path):
 
 
 def test_a_model_without_a_history_may_be_trained_further(tmp_path):
-    """What `zoo.save` and `clip.save` write has the card it is given, which may be none."""
+    """What `Diffusion.save` and `clip.save` write has the card it is given, which may be none."""
     card = {"command": "minidiff train", "images_seen": 8, "minutes": 1}
     for about, known in (({}, None), ({"card": {}}, None), ({"card": card}, card)):
         checkpoint.save(tmp_path / "m.safetensors", {"a": torch.ones(1)}, about)
@@ -189,8 +194,9 @@ def test_sampling_the_same_seed_twice_writes_the_same_file(run, tmp_path):
     network = UNet(UNetConfig(channels=16, multipliers=(1, 2), blocks=1, groups=8))
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    model = zoo.Diffusion(network, NoiseSchedule.cosine(), "v", 8, None, {"data": "none"})
-    zoo.save(tmp_path / "m.safetensors", model)
+    card = {"data": "none"}
+    model = zoo.Diffusion(network, NoiseSchedule.cosine(), "v", (3, 8, 8), card=card)
+    model.save(tmp_path / "m.safetensors")
     sheets = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         path = tmp_path / f"{name}.png"
@@ -212,6 +218,110 @@ def test_sampling_the_same_seed_twice_writes_the_same_file(run, tmp_path):
     assert sheets[0] == sheets[1] != sheets[2]
 
 
+@pytest.fixture
+def pets(tmp_path):
+    """The file of a model of random weights that draws cats and dogs."""
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(channels=16, multipliers=(1, 2), blocks=1, groups=8, classes=2))
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    labels, card = ClassLabels(("cat", "dog")), {"data": "none"}
+    model = zoo.Diffusion(network, NoiseSchedule.cosine(), "v", (3, 8, 8), labels, card=card)
+    model.save(tmp_path / "pets.safetensors")
+    return tmp_path / "pets.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), {}),
+        (("--sampler", "ddpm"), {"step": ddpm_step}),
+        (("--sampler", "heun"), {"step": heun_step}),
+        (("--sampler", "2m"), {"step": dpmpp_2m_step}),
+        (
+            ("--sampler", "2m", "--spacing", "leading"),
+            {"step": dpmpp_2m_step, "spacing": "leading"},
+        ),
+        (("--spacing", "linspace"), {"spacing": "linspace"}),
+        (("--scale", "1"), {"scale": 1}),
+        (("--negative", "dog", "--scale", "5"), {"negative": "dog", "scale": 5}),
+        (("--negative", "dog"), {"negative": "dog"}),
+    ],
+)
+def test_sample_draws_as_its_options_say(run, pets, monkeypatch, tmp_path, options, expected):
+    shown, rows = [], plot.rows
+    monkeypatch.setattr(plot, "rows", lambda table, **o: shown.append(table) or rows(table, **o))
+    out = tmp_path / "sheet.png"
+    words = ["sample", "--model", pets, "-n", 2, "--steps", 4, "--seed", 7, "--out", out]
+    told = run(*words, *options, "cat", "dog")
+    assert told.exit_code == 0 and f"4 images: {out}" in told.output, told.output
+    assert [label for label, _ in shown[0]] == ["cat", "dog"]
+    drawn = torch.cat([images for _, images in shown[0]])
+    how = {"scale": 3.0, "steps": 4, "seed": 7} | expected
+    wanted = ["cat", "cat", "dog", "dog"]
+    assert torch.equal(drawn, zoo.load(pets).sample(wanted, **how).cpu())
+    if expected:  # control: an option that is not read
+        plain = zoo.load(pets).sample(wanted, steps=4, seed=7, scale=3.0).cpu()
+        assert not torch.equal(drawn, plain)
+
+
+def test_bad_sampling_options_are_told(run, pets):
+    for options, told in (
+        (["--negative", "dog"], "--negative is what guidance leads away from: expected --scale"),
+        (["--negative", "cow", "cat"], "unknown class 'cow': expected one of cat, dog"),
+        (["--sampler", "euler"], "'euler' is not one of 'ddim', 'ddpm', 'heun', '2m'"),
+        (["--spacing", "even"], "'even' is not one of 'trailing', 'leading', 'linspace'"),
+        (["cow"], "unknown class 'cow'"),
+        (["--steps", "1001"], "1001 steps on a schedule of 1000 levels"),
+    ):
+        result = run("sample", "--model", pets, *options)
+        assert result.exit_code != 0 and told in result.output, result.output
+        assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "predicts", "schedule"),
+    [
+        ((), "v", NoiseSchedule.cosine()),
+        (("--predicts", "flow"), "flow", NoiseSchedule.flow()),
+        (("--predicts", "flow", "--schedule", "linear"), "flow", NoiseSchedule.linear()),
+        (("--schedule", "flow"), "v", NoiseSchedule.flow()),
+        (("--predicts", "eps", "--schedule", "linear"), "eps", NoiseSchedule.linear()),
+    ],
+)
+def test_what_is_predicted_on_which_schedule(run, pictures, tmp_path, options, predicts, schedule):
+    out = tmp_path / "run"
+    words = ["train", "--data", pictures, "--out", out, *TINY, "--size", 16, "--images", 8]
+    told = run(*words, *options)
+    assert told.exit_code == 0, told.output
+    model = zoo.load(out)
+    assert model.predicts == predicts and model.schedule == schedule
+    assert (out / "preview_000000008.png").exists()  # it has been sampled from
+
+
+def test_training_options_reach_the_loss_and_the_data(run, pictures, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(train_commands, "_fit", lambda run, *_: runs.append(run))
+    words = ["train", "--data", pictures, "--out", tmp_path / "run", *TINY, "--size", 16]
+    for options in ((), ("--min-snr", 3), ("--min-snr", 0), ("--drop-condition", 0.5)):
+        assert run(*words, "--images", 8, *options).exit_code == 0
+    assert [one.objective.min_snr for one in runs] == [5.0, 3.0, None, 5.0]
+    shares = [one.batches.data.columns["ids"].drop for one in runs]
+    assert shares == [0.1, 0.1, 0.1, 0.5]
+
+
+def test_pictures_that_share_one_caption_are_trained_and_shown(run, pictures, tmp_path):
+    """As for fine-tuning on one thing: there is one prompt to preview, not sixteen."""
+    rows = [f"dark/{i}.png,a dark picture" for i in range(8)]
+    (pictures / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+    out = tmp_path / "run"
+    words = ["train", "--data", pictures, "--out", out, *TINY, "--size", 16, "--images", 8]
+    told = run(*words)
+    assert told.exit_code == 0, told.output
+    with Image.open(out / "preview_000000008.png") as sheet:
+        assert sheet.width < 400
+
+
 def test_output_that_is_closed_early_is_no_error():
     process = subprocess.Popen(
         [sys.executable, "-m", "minidiff", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -225,3 +335,7 @@ def test_models_lists_what_ships(run):
     assert told.exit_code == 0
     for name in zoo.names():
         assert name in told.output
+    (shapes,) = (line for line in told.output.splitlines() if line.startswith("shapes "))
+    (cifar10,) = (line for line in told.output.splitlines() if line.startswith("cifar10 "))
+    assert "32 px  captions" in shapes and "32 px  classes" in cifar10
+    assert "airplane, automobile" in told.output

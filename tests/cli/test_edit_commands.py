@@ -17,7 +17,7 @@ from minidiff.device import autocast
 from minidiff.guidance import clamp
 from minidiff.metrics import psnr
 from minidiff.schedule import NoiseSchedule
-from minidiff.text import TextConfig, TextEncoder
+from minidiff.text import ClassLabels, TextConfig, TextEncoder
 from minidiff.unet import UNet, UNetConfig
 
 SIZE = 16  # Prompt-to-Prompt draws attention of 16 x 16 pixels
@@ -41,14 +41,15 @@ def folder(tmp_path_factory):
     encoder = randomised(TextEncoder(TextConfig(words=WORDS, length=6, width=16)))
     kinds = {
         "text": (encoder, {"context_dim": 16, "cross_attention": (0, 1)}),
-        "classes": (zoo.ClassLabels(("cat", "dog")), {"classes": 2}),
+        "classes": (ClassLabels(("cat", "dog")), {"classes": 2}),
         "plain": (None, {}),
     }
-    for name, (condition, options) in kinds.items():
+    for name, (prompts, options) in kinds.items():
         config = UNetConfig(channels=16, multipliers=(1, 2), blocks=1, groups=8, **options)
         network = randomised(UNet(config))
-        model = zoo.Diffusion(network, NoiseSchedule.cosine(), "v", SIZE, condition, {})
-        zoo.save(folder / f"{name}.safetensors", model)
+        shape = (3, SIZE, SIZE)
+        model = zoo.Diffusion(network, NoiseSchedule.cosine(), "v", shape, prompts)
+        model.save(folder / f"{name}.safetensors")
     tokenizer = Tokenizer(train_bpe([CIRCLE, SQUARE] * 2, 100))
     sizes = dict(embed=16, size=8, patch=4, width=32, layers=1, heads=2, context=8)
     text = dict(text_width=32, text_layers=1, text_heads=2)

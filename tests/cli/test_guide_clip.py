@@ -53,10 +53,8 @@ def small(tmp_path_factory):
         UNetConfig(channels=16, multipliers=(1,), attention=(), blocks=1, groups=8)
     )
     card = {"description": "random"}
-    zoo.save(
-        folder / "model.safetensors",
-        zoo.Diffusion(network, NoiseSchedule.linear(), "v", 16, card=card),
-    )
+    model = zoo.Diffusion(network, NoiseSchedule.linear(), "v", (3, 16, 16), card=card)
+    model.save(folder / "model.safetensors")
     return [
         str(folder / "model.safetensors"),
         saved_clip(SMALL, folder / "clip.safetensors"),

@@ -8,18 +8,20 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import Generator
 
-from minidiff import clip, plot, zoo
+from minidiff import checkpoint, clip, plot, zoo
 from minidiff.cli import main
 from minidiff.clip import noisy, weights
 from minidiff.clip.model import CLIP, CLIPConfig
-from minidiff.clip.noisy import NoisyAgainstClean, Recipe, of_clip
+from minidiff.clip.noisy import of_clip
 from minidiff.clip.tokenizer import Tokenizer, train_bpe
 from minidiff.clip.use import image_features
 from minidiff.data import shapes
 from minidiff.data.images import to_float, to_pil
 from minidiff.evaluation import semantic_guidance
+from minidiff.recipes.noisy_clip import NoisyAgainstClean
+from minidiff.recipes.recipe import Recipe
 from minidiff.schedule import NoiseSchedule, add_noise
-from minidiff.training import Run, TrainConfig, TrainingSet, fit
+from minidiff.training import Column, TrainConfig, TrainingSet, fit
 from minidiff.unet import UNet, UNetConfig
 
 SCHEDULE = NoiseSchedule.cosine()
@@ -52,13 +54,13 @@ def run(eye, pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("noisy")
     clean = image_features(eye, to_float(pictures))
     config = TrainConfig(images=9600, batch=32, learning_rate=2e-3, warmup=320, ema=0.9)
-    config = replace(config, drop_condition=0.0, flip=False, log_every=9600)
+    config = replace(config, flip=False, log_every=9600)
     card = {"description": "Tiny.", "data": "noise", "licence": "MIT", "limits": "Few."}
-    data = TrainingSet(pictures, clean)
-    recipe = Recipe(data, eye, SCHEDULE, config, card)
-    run = Run(recipe.objective(), data, config, out)
-    fit(run, progress=False)
-    recipe.save(run.average, out / "model.safetensors", card | {"command": "train"})
+    data = TrainingSet(pictures, {"clean": Column(clean)})
+    torch.manual_seed(0)
+    encoder = of_clip(eye, SCHEDULE).train().requires_grad_()
+    run = Recipe(encoder, data, config, (), NoisyAgainstClean).run(out, "cpu")
+    fit(run, progress=False).save(out / "model.safetensors", card | {"command": "train"})
     return out
 
 
@@ -132,11 +134,10 @@ def test_files_hold_all_and_are_no_clips(run, trained, tmp_path, eye, monkeypatc
     assert trained.card["command"] == "train" and not any(
         p.requires_grad for p in trained.parameters()
     )
-    assert torch.equal(trained.schedule.alpha_bar, SCHEDULE.alpha_bar)
+    assert trained.schedule == SCHEDULE
     clip.save(eye, tmp_path / "clip_tiny.safetensors")
     noisy.save(tmp_path / "clip_tiny_noisy.safetensors", trained)
-    for module in (noisy, weights):
-        monkeypatch.setattr(module, "FOLDERS", (tmp_path,))
+    monkeypatch.setattr(checkpoint, "FOLDERS", (tmp_path,))
     assert [*weights.shipped()] == [*noisy.shipped()] == ["tiny"]
     x = torch.randn(1, 3, 8, 8)
     again = noisy.load("tiny", "cpu")(x, LEVEL)
@@ -176,8 +177,9 @@ def guide(run, eye, pictures, tmp_path, monkeypatch):
     with torch.no_grad():
         for p in network.parameters():
             p.add_(0.05 * torch.randn(p.shape))
-    model = zoo.Diffusion(network.eval(), SCHEDULE, "v", 8, None, {"description": "tiny"})
-    zoo.save(tmp_path / "model.safetensors", model)
+    card = {"description": "tiny"}
+    model = zoo.Diffusion(network.eval(), SCHEDULE, "v", (3, 8, 8), card=card)
+    model.save(tmp_path / "model.safetensors")
     clip.save(eye, tmp_path / "eye.safetensors")
     to_pil(pictures[0]).resize((16, 16)).save(tmp_path / "picture.png")
     tables, draw = [], plot.rows
@@ -227,6 +229,6 @@ def test_guide_semantic_refuses_in_one_sentence(guide, words, said):
 def test_guide_semantic_refuses_an_encoder_of_another_schedule(guide):
     model = zoo.load("model.safetensors")
     model.schedule = NoiseSchedule.linear(500)
-    zoo.save("model.safetensors", model)
+    model.save("model.safetensors")
     told, _ = guide("--style", "picture.png")
     assert told.exit_code == 1 and "on another schedule than the model's" in told.output

@@ -234,7 +234,7 @@ def test_an_image_of_a_seed_is_the_same_alone_and_in_a_batch():
         ({"cuts": 0}, "cuts = 0: expected a whole number from 1 up"),
         ({"smallest": 1.5}, "smallest = 1.5 is out of range"),
         ({"target": torch.ones(16)}, r"expected \(1 or B, D\)"),
-        ({"target": torch.ones(3, 16)}, "3 conditions for 2 images: expected one, or one each"),
+        ({"target": torch.ones(3, 16)}, "3 rows for 2 images: expected one, or one each"),
     ],
 )
 def test_bad_input_is_refused(change, told):

@@ -12,6 +12,7 @@ from exact import SCHEDULE
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minidiff.condition import Condition
 from minidiff.denoiser import as_denoiser
 from minidiff.editing.attention import WordMaps, positions
 from minidiff.editing.prompt_to_prompt import (
@@ -39,23 +40,23 @@ COLOURS = {"circle": 0.9, "square": -0.9, "sand": 0.2, "striped": -0.3}
 
 
 def painted(captions):
-    """A painter's condition (B,L,2): the place and the value of each word; 0 for any other."""
+    """A painter's tokens (B,L,2): the place and the value of each word; 0 for any other."""
     rows = torch.zeros(len(captions), LENGTH, 2)
     for row, caption in zip(rows, captions, strict=True):
         for i, word in enumerate(caption.split()):
             row[i] = torch.tensor([PLACES.get(word, 0.1 * i), COLOURS.get(word, 0.0)])
-    return rows
+    return Condition(tokens=rows)
 
 
 def looks(condition):
     """Where each word looks (B,1,N,L), the same in every row of pixels."""
     x = torch.linspace(-1, 1, SIZE).repeat(SIZE)[:, None]  # (N,1)
-    return (-20 * (x - condition[:, None, None, :, 0]) ** 2).softmax(-1)
+    return (-20 * (x - condition.tokens[:, None, None, :, 0]) ** 2).softmax(-1)
 
 
 def paint(probs, condition):
     """Pixels (B,3,H,W) of the words' values, by the shares of the words that look there."""
-    values = torch.einsum("bnl,bl->bn", probs[:, 0], condition[..., 1])
+    values = torch.einsum("bnl,bl->bn", probs[:, 0], condition.tokens[..., 1])
     return values.reshape(-1, 1, SIZE, SIZE).expand(-1, 3, -1, -1)
 
 
@@ -253,7 +254,7 @@ OPEN = {"cross": 1, "self_attention": 1}
 def encoded(captions):
     rows = [[WORDS.index(w) for w in c.split()] for c in captions]
     ids = [row + [len(WORDS)] * (LENGTH - len(row)) for row in rows]
-    return VECTORS[torch.tensor(ids)] + PLACE
+    return Condition(tokens=VECTORS[torch.tensor(ids)] + PLACE)
 
 
 def conditional(captions, tap=None):

@@ -78,10 +78,10 @@ def test_pixels_have_the_laws_of_their_levels(monkeypatch):
 
     assert laws() == (True, True)
 
-    def misprint(x, here, there):
+    def misprint(x, here, there, noise):
         """Mutant: the variance where its root belongs, the slip of algorithm 1, line 5."""
         ratio = there.alpha / here.alpha
-        return ratio * x + (there.sigma**2 - (ratio * here.sigma) ** 2) * torch.randn_like(x)
+        return ratio * x + (there.sigma**2 - (ratio * here.sigma) ** 2) * noise
 
     def late(image, mask, generator):
         """Mutant: kept pixels at the noise of the level above."""

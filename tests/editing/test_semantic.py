@@ -181,7 +181,7 @@ def test_an_image_is_the_same_in_every_batch():
         (lambda x: semantic.style(encoder, x * float("nan")), "the picture holds NaN"),
         (lambda x: semantic.total(), "expected at least one aim"),
         (lambda x: semantic.total((float("nan"), encoder)), "weight = nan"),
-        (lambda x: guided(semantic.content(encoder, x)), "2 conditions for 16 images"),
+        (lambda x: guided(semantic.content(encoder, x)), "2 rows for 16 images"),
         (lambda x: guided(lambda x, level: x.sum()), "one number an image"),
         (lambda x: guided(semantic.content(encoder, x[:1]), float("inf")), "finite number"),
     ],

@@ -49,7 +49,7 @@ def test_the_sheet_of_a_captioned_model_shows_its_examples(monkeypatch):
         context_dim=16, dropout=0.0))  # fmt: skip
     encoder = TextEncoder(TextConfig(words=("apple", "red"), width=16))
     card = CARD | {"examples": ["red apple", "apple"]}
-    model = Diffusion(network, NoiseSchedule.cosine(50), "v", 8, encoder, card)
+    model = Diffusion(network, NoiseSchedule.cosine(50), "v", (3, 8, 8), encoder, card=card)
     shown = []
     monkeypatch.setattr(
         cards.plot, "grid", lambda drawn, labels, **_: shown.extend([drawn, labels])

@@ -11,20 +11,19 @@ from torchrun import torchrun
 from minidiff import zoo
 from minidiff.data import shapes
 from minidiff.data.emoji import HELD_OUT
-from minidiff.data.images import ImageSet, to_float
+from minidiff.data.images import ImageSet, split, to_float
+from minidiff.evaluation import Figure, share
 from minidiff.evaluation import diffusion as evaluation
 from minidiff.evaluation.cards import line
 from minidiff.evaluation.diffusion import (
-    Figure,
     levelled,
     report_emoji,
     report_shapes,
     sample_many,
-    share,
-    split,
     texture,
 )
 from minidiff.schedule import NoiseSchedule
+from minidiff.text import ClassLabels
 from minidiff.unet import UNet, UNetConfig
 
 
@@ -34,15 +33,15 @@ def tiny_model() -> zoo.Diffusion:
     network = UNet(config)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    labels = zoo.ClassLabels(("cat", "dog"))
+    labels = ClassLabels(("cat", "dog"))
     network.eval().requires_grad_(False)
-    return zoo.Diffusion(network, NoiseSchedule.cosine(), "v", 8, labels, {})
+    return zoo.Diffusion(network, NoiseSchedule.cosine(), "v", (3, 8, 8), labels)
 
 
 def test_samples_do_not_depend_on_the_batch():
     prompts = ["cat", "dog", "cat", "cat", "dog"]
     whole = sample_many(tiny_model(), prompts, steps=3, progress=False)
-    parts = sample_many(tiny_model(), prompts, steps=3, batch=2, progress=False)
+    parts = tiny_model().sample(prompts, steps=3, batch=2)
     assert whole.shape == (5, 3, 8, 8)
     assert (whole - parts).abs().max() < 0.1  # bfloat16 sums in another order
     assert (whole[0] - whole[2]).abs().max() > 1  # each image has noise of its own

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minidiff import clip
+from minidiff.clip.loss import contrastive_loss
 from minidiff.clip.model import CLIP, CLIPConfig
 from minidiff.clip.tokenizer import Tokenizer, train_bpe
 from minidiff.data import images, shapes
@@ -16,12 +18,11 @@ from minidiff.recipes import clip as module
 from minidiff.recipes.clip import (
     TEMPLATES,
     Contrastive,
-    Recipe,
     clip_cifar10,
-    contrastive_loss,
     recolour,
 )
-from minidiff.training import Run, TrainConfig, TrainingSet
+from minidiff.recipes.recipe import Recipe
+from minidiff.training import Column, TrainConfig, TrainingSet
 
 SCALE = torch.tensor(10.0)
 
@@ -100,21 +101,39 @@ def recipe():
         std=(0.5, 0.5, 0.5),
     )
     pictures = ((drawn + 1) * 127.5).round().to(torch.uint8)
-    data = TrainingSet(pictures, tokenizer.tokenize(captions, network.context))
+    text = Column(tokenizer.tokenize(captions, network.context))
     train = TrainConfig(images=10_000, batch=64, learning_rate=2e-3, warmup=1_000, ema=0.9)
-    return Recipe(data, network, replace(train, flip=False), {"description": "tiny"})
+    data, train = TrainingSet(pictures, {"text": text}), replace(train, flip=False)
+    return begun(Recipe(CLIP(network), data, train, (), Contrastive))
+
+
+def begun(recipe):
+    """The recipe with a CLIP of fresh weights, those of seed 0."""
+    torch.manual_seed(0)
+    model = CLIP(recipe.model.config)
+    model.card = {"description": "tiny"}
+    return replace(recipe, model=model)
+
+
+def batch_of(recipe, step=0, data=None, **options):
+    """Images and texts of a step."""
+    batches = Contrastive(recipe.model, **options).batches(data or recipe.data, recipe.train)
+    batch = batches(step)
+    assert batch.keys() == {"x", "text"}
+    return batch["x"], batch["text"]
 
 
 def test_batches_are_shifted_images_with_their_own_captions(recipe):
-    objective = recipe.objective()
-    x, text = objective.batch(recipe.data, recipe.train, 0)
+    x, text = batch_of(recipe)
     assert x.shape == (64, 3, 32, 32) and x.min() >= -1 and x.max() <= 1
-    still = Contrastive(objective.network, shift=0).batch(recipe.data, recipe.train, 0)
+    still = batch_of(recipe, shift=0)
     assert torch.equal(text, still[1]) and not torch.equal(x, still[0])
-    again = objective.batch(recipe.data, recipe.train, 0)
-    assert torch.equal(x, again[0])
-    other = objective.batch(recipe.data, recipe.train, 1)
-    assert not torch.equal(text, other[1])
+    assert torch.equal(x, batch_of(recipe)[0])
+    assert not torch.equal(text, batch_of(recipe, 1)[1])
+    # the unshifted images are those of the data, beside the texts of their rows
+    index = module.draw_index(512, 64, recipe.train.seed, 0)
+    assert torch.equal(still[0], images.to_float(recipe.data.images[index]))
+    assert torch.equal(text, recipe.data.columns["text"].values[index])
 
 
 def test_in_a_batch_all_texts_are_of_one_template(recipe):
@@ -122,13 +141,14 @@ def test_in_a_batch_all_texts_are_of_one_template(recipe):
     captions = [f"a photo of a {c}" for c in "abc"] + [f"the {c}" for c in "abc"]
     tokens = Tokenizer(train_bpe(captions, 50)).tokenize(captions, 12).reshape(2, 3, 12)
     labels = torch.arange(512) % 3
-    data = TrainingSet(recipe.data.images, tokens.transpose(0, 1)[labels])
+    columns = {"text": Column(tokens.transpose(0, 1)[labels])}
+    data = TrainingSet(recipe.data.images, columns)
     seen = []
     for step in range(2):
-        text = recipe.objective().batch(data, recipe.train, step)[1]
+        text = batch_of(recipe, step, data)[1]
         assert len(text.unique(dim=0)) == 3
         seen.append(text)
-    one_step = module.draw_index(data, recipe.train, 1)
+    one_step = module.draw_index(len(data), recipe.train.batch, recipe.train.seed, 1)
     assert torch.equal(seen[1], tokens[1][labels[one_step]])
     mixed = tokens.transpose(0, 1)[labels, torch.arange(512) % 2]  # Mutant: a template an image
     assert len(mixed[one_step].unique(dim=0)) == 6
@@ -140,12 +160,12 @@ def test_the_classes_of_cifar10_are_named_in_every_template(monkeypatch):
     small = images.ImageSet(drawn, labels, images.CIFAR10_CLASSES)
     monkeypatch.setattr(images, "cifar10", lambda: small)
     recipe = clip_cifar10()
-    tokens, model = recipe.data.conditions, CLIP(recipe.network)
-    assert tokens.shape == (20, len(TEMPLATES), recipe.network.context)
+    tokens, model = recipe.data.columns["text"].values, recipe.model
+    assert tokens.shape == (20, len(TEMPLATES), model.config.context)
     for i, template in enumerate(TEMPLATES):
         named = [template.format(images.CIFAR10_CLASSES[label]) for label in labels]
         assert torch.equal(tokens[:, i], model.tokenize(named))
-    shuffled = clip_cifar10(shuffled=True).data.conditions
+    shuffled = clip_cifar10(shuffled=True).data.columns["text"].values
     assert torch.equal(shuffled, tokens[labels.roll(1)]) and not torch.equal(shuffled, tokens)
     assert sum(p.numel() for p in model.parameters()) < 4e6  # 8 MB in half precision
 
@@ -221,8 +241,7 @@ def test_short_captions_say_colours_shapes_and_relations():
 
 
 def test_the_temperature_stays_below_its_limit(recipe):
-    objective = recipe.objective()
-    batch = objective.batch(recipe.data, recipe.train, 0)
+    objective, batch = Contrastive(begun(recipe).model), batch_of(recipe)
     with torch.no_grad():
         objective.network.logit_scale.fill_(math.log(100))
         limit = objective(*batch)
@@ -234,10 +253,10 @@ def test_the_temperature_stays_below_its_limit(recipe):
 
 def colours_and_shapes_read(recipe, out) -> list[float]:
     """Train, save, load; the shares of colours and of shapes told by zero-shot."""
-    run = Run(recipe.objective(), recipe.data, recipe.train, out)
+    run = begun(recipe).run(out, "cpu")
     while run.step < run.steps:
         run.advance()
-    recipe.save(run.average, out / "model.safetensors", recipe.card)
+    run.average.save(out / "model.safetensors", recipe.model.card)
     model, _ = clip.load(out / "model.safetensors", "cpu")
     codes = torch.zeros(48, 11, dtype=int)  # every shape in every colour
     codes[:, 1], codes[:, 5] = 4, 1
@@ -258,7 +277,8 @@ def test_a_tiny_clip_learns_shapes_and_comes_back_from_its_file(recipe, tmp_path
 
 
 def test_captions_of_other_images_teach_nothing(recipe, tmp_path):
-    shuffled = replace(recipe.data, conditions=recipe.data.conditions.roll(1, 0))
+    text = Column(recipe.data.columns["text"].values.roll(1, 0))
+    shuffled = TrainingSet(recipe.data.images, {"text": text})
     assert max(colours_and_shapes_read(replace(recipe, data=shuffled), tmp_path)) < 0.5
 
 
@@ -267,27 +287,29 @@ def test_a_trained_clip_goes_on_with_its_own_vocabulary(recipe, monkeypatch, tmp
     captioned = shapes.captioned
     monkeypatch.setattr(module.shapes, "captioned", lambda n, g: captioned(300, g))
     first = module.clip_shapes()
-    trained = first.objective().network
+    trained = first.model
     with torch.no_grad():
         trained.logit_scale.fill_(3.0)
     clip.save(trained, tmp_path / "clip.safetensors")
     monkeypatch.setattr(module, "train_bpe", None)  # no vocabulary is made
     on = module.clip_shapes(weights=tmp_path / "clip.safetensors")
-    assert on.network == first.network
-    assert torch.equal(on.data.conditions, first.data.conditions)
-    going_on = on.objective().network
+    assert on.model.config == first.model.config
+    told = [recipe.data.columns["text"].values for recipe in (on, first)]
+    assert torch.equal(*told)
+    going_on = on.model
     assert going_on.logit_scale.item() == 3.0
     pairs = zip(going_on.parameters(), trained.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     monkeypatch.setattr(module, "GUIDE", replace(module.GUIDE, width=64))
     with pytest.raises(ValueError, match="has other sizes than the recipe's"):
-        module.clip_shapes(weights=tmp_path / "clip.safetensors").objective()
+        module.clip_shapes(weights=tmp_path / "clip.safetensors")
 
 
 def test_a_clip_is_not_a_run_of_something_else(recipe, tmp_path):
-    run = Run(recipe.objective(), recipe.data, replace(recipe.train, images=64), tmp_path)
+    recipe = begun(recipe)
+    run = replace(recipe, train=replace(recipe.train, images=64)).run(tmp_path, "cpu")
     run.advance()
     run.save()
-    other = Run(Contrastive(CLIP(recipe.network), shift=0), recipe.data, recipe.train, tmp_path)
+    other = replace(recipe, objective=partial(Contrastive, shift=0)).run(tmp_path, "cpu")
     with pytest.raises(ValueError, match="trained with another shift"):
         other.resume()

@@ -14,8 +14,8 @@ from test_training import TINY, rows, same_state, script, tiny_run
 from torchrun import torchrun
 
 from minidiff import checkpoint
-from minidiff.cli.train import meet
 from minidiff.training import fit
+from minidiff.training.processes import meet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,18 +15,12 @@ from torch import Generator, nn
 
 from minidiff import checkpoint
 from minidiff.schedule import NoiseSchedule
-from minidiff.text import TextConfig, TextEncoder
-from minidiff.training import (
-    Objective,
-    Run,
-    TrainConfig,
-    TrainingSet,
-    draw_batch,
-    fit,
-)
+from minidiff.text import ClassLabels, TextConfig, TextEncoder
+from minidiff.training import Batches, Column, Objective, Run, TrainConfig, TrainingSet, fit
 from minidiff.training.estimate import estimate
 from minidiff.training.log import Log, last_row
 from minidiff.unet import UNet, UNetConfig
+from minidiff.zoo import Diffusion
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as in the processes it is compared with
 
@@ -44,20 +38,36 @@ CONFIG = TrainConfig(
 )
 
 
-def tiny_data(n: int = 64) -> TrainingSet:
+def tiny_data(n: int = 64, drop: float = 0.1) -> TrainingSet:
     """Pictures that are one bright quarter, which is their class."""
     labels = torch.arange(n) % 4
     images = torch.full((n, 3, 8, 8), 40, dtype=torch.uint8)
     for image, label in zip(images, labels.tolist(), strict=True):
         y, x = 4 * (label // 2), 4 * (label % 2)
         image[:, y : y + 4, x : x + 4] = 220
-    return TrainingSet(images, labels, torch.tensor(4))
+    return TrainingSet(images, {"ids": Column(labels, torch.tensor(4), drop)})
 
 
-def tiny_run(out: Path, network: UNetConfig = TINY, **changes) -> Run:
+def tiny_run(out: Path, network: UNetConfig = TINY, predicts: str = "v", **changes) -> Run:
     torch.manual_seed(0)
-    objective = Objective(UNet(network), NoiseSchedule.cosine(100), predicts="v", min_snr=5.0)
-    return Run(objective, tiny_data(), replace(CONFIG, **changes), out)
+    labels = ClassLabels(("top left", "top right", "bottom left", "bottom right"))
+    schedule = NoiseSchedule.cosine(100)
+    model = Diffusion(UNet(network), schedule, predicts, (3, 8, 8), labels)
+    return run_of(Objective(model, min_snr=5.0), tiny_data(), replace(CONFIG, **changes), out)
+
+
+def run_of(objective: Objective, data: TrainingSet, config: TrainConfig, out: Path) -> Run:
+    batches = objective.batches(data, config)
+    return Run(objective, batches, config, out, about={"data": len(data)})
+
+
+def unconditional(network: nn.Module, schedule: NoiseSchedule) -> Objective:
+    return Objective(Diffusion(network, schedule, "eps", (3, 8, 8)))
+
+
+def drawn(data: TrainingSet, config: TrainConfig = CONFIG, step: int = 0) -> dict:
+    """The batch of a step, with times 1 to 100."""
+    return Batches(data, config.batch, 100, config.seed, mirror=config.flip)(step)
 
 
 def rows(out: Path) -> list[dict]:
@@ -78,11 +88,11 @@ def script(out: Path, *arguments: str) -> list[str]:
 
 def test_training_learns(tmp_path):
     run = tiny_run(tmp_path, images=640)
-    exam = draw_batch(run.data, replace(CONFIG, batch=256), 100, 1_000)
+    exam = drawn(tiny_data(), replace(CONFIG, batch=256), 1_000)
 
     @torch.no_grad()
     def grade(objective) -> float:
-        return objective.eval()(*exam).item()
+        return objective.eval()(**exam).item()
 
     before = grade(run.objective)
     assert grade(fit(run, progress=False)) < 0.5 * before
@@ -170,17 +180,17 @@ def test_accumulation_without_dividing_would_show(tmp_path):
     norms = []
     for parts in (1, 4):
         run = tiny_run(tmp_path, plain, clip=1e9)
-        x0, t, noise, condition = draw_batch(run.data, run.config, 100, 0)
+        batch = run.batch(0)
         for s in torch.arange(16).chunk(parts):
-            run.objective(x0[s], t[s], noise[s], condition[s]).backward()
+            run.objective(**{name: values[s] for name, values in batch.items()}).backward()
         norms.append(nn.utils.clip_grad_norm_(run.objective.parameters(), 1e9).item())
     assert norms[1] == pytest.approx(4 * norms[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_conditions_are_dropped_one_by_one_at_the_stated_rate(share):
-    data, config = tiny_data(), replace(CONFIG, batch=256, drop_condition=share)
-    dropped = [(draw_batch(data, config, 100, step)[3] == 4) for step in range(40)]
+    data, config = tiny_data(drop=share), replace(CONFIG, batch=256)
+    dropped = [drawn(data, config, step)["ids"] == 4 for step in range(40)]
     rate = torch.stack(dropped).float().mean().item()
     assert abs(rate - share) < 4 * (share * (1 - share) / (40 * 256)) ** 0.5
     assert abs(rate - (1 - share)) > 0.1 or share == 0.5  # mutant: keeps what it should drop
@@ -190,39 +200,37 @@ def test_conditions_are_dropped_one_by_one_at_the_stated_rate(share):
 def test_captions_are_dropped_whole():
     encoder = TextEncoder(TextConfig(words=("a", "red", "circle"), length=4))
     ids = encoder.tokenize(["a red circle"] * 64)
-    data = TrainingSet(tiny_data().images, ids, encoder.tokenize([""])[0])
-    condition = draw_batch(data, replace(CONFIG, drop_condition=0.5), 100, 0)[3]
-    for row in condition.tolist():
+    data = TrainingSet(tiny_data().images, {"ids": Column(ids, encoder.tokenize([""])[0], 0.5)})
+    for row in drawn(data)["ids"].tolist():
         assert row in ([1, 2, 3, 0], [0, 0, 0, 0])
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
     data = tiny_data()
-    again = [draw_batch(data, CONFIG, 100, 7) for _ in range(2)]
-    assert all(torch.equal(a, b) for a, b in zip(*again, strict=True))
-    other = draw_batch(data, CONFIG, 100, 8)
-    assert not torch.equal(again[0][2], other[2])
-    assert not torch.equal(again[0][2], draw_batch(data, replace(CONFIG, seed=1), 100, 7)[2])
+    first, again = (drawn(data, step=7) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["noise"], drawn(data, step=8)["noise"])
+    assert not torch.equal(first["noise"], drawn(data, replace(CONFIG, seed=1), 7)["noise"])
 
 
 def test_every_image_is_seen_once_an_epoch_and_levels_are_uniform():
     images = torch.arange(64, dtype=torch.uint8).reshape(64, 1, 1, 1).expand(64, 3, 8, 8)
     data = TrainingSet(images.contiguous())
-    batches = [draw_batch(data, replace(CONFIG, batch=48), 100, step) for step in range(4)]
-    seen = torch.cat([((x0[:, 0, 0, 0] + 1) * 127.5).round() for x0, *_ in batches])
+    batches = [drawn(data, replace(CONFIG, batch=48), step) for step in range(4)]
+    seen = torch.cat([((batch["x0"][:, 0, 0, 0] + 1) * 127.5).round() for batch in batches])
     for epoch in seen.split(64):
         assert sorted(epoch.tolist()) == list(range(64))
-    t = torch.cat([draw_batch(data, CONFIG, 100, step)[1] for step in range(400)])
+    t = torch.cat([drawn(data, step=step)["t"] for step in range(400)])
     assert t.min() == 1 and t.max() == 100  # mutants: 0..T-1, or 1..T-1
     assert abs(t.float().mean() - 50.5) < 4 * 28.9 / len(t) ** 0.5
 
 
 def test_half_of_the_images_are_mirrored():
     ramp = torch.arange(8, dtype=torch.uint8).expand(64, 3, 8, 8).contiguous()
-    x0 = draw_batch(TrainingSet(ramp), replace(CONFIG, batch=512), 100, 0)[0]
+    x0 = drawn(TrainingSet(ramp), replace(CONFIG, batch=512))["x0"]
     mirrored = (x0[:, 0, 0, 0] > x0[:, 0, 0, 7]).float().mean()
     assert 0.4 < mirrored < 0.6
-    x0 = draw_batch(TrainingSet(ramp), replace(CONFIG, batch=512, flip=False), 100, 0)[0]
+    x0 = drawn(TrainingSet(ramp), replace(CONFIG, batch=512, flip=False))["x0"]
     assert (x0[:, 0, 0, 0] < x0[:, 0, 0, 7]).all()
 
 
@@ -301,8 +309,8 @@ def test_estimate_agrees_with_a_count_by_hand(tmp_path):
         def forward(self, x, t, condition):
             return self.conv(x)
 
-    objective = Objective(One(), NoiseSchedule.cosine(100))
-    run = Run(objective, tiny_data(), CONFIG, tmp_path)
+    objective = unconditional(One(), NoiseSchedule.cosine(100))
+    run = run_of(objective, TrainingSet(tiny_data().images), CONFIG, tmp_path)
     assert estimate(run).pflops * 1e15 == pytest.approx(3 * 2 * 9 * 3 * 3 * 64 * CONFIG.images)
 
 
@@ -316,10 +324,8 @@ def test_resuming_another_run_is_refused(tmp_path):
         tiny_run(tmp_path, replace(TINY, channels=32)).resume()
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         tiny_run(tmp_path / "nowhere").resume()
-    run = tiny_run(tmp_path)
-    run.objective.predicts = "eps"
     with pytest.raises(ValueError, match="another predicts"):
-        run.resume()
+        tiny_run(tmp_path, predicts="eps").resume()
     longer = tiny_run(tmp_path, images=640)
     longer.resume()  # more images is how a run is prolonged
     assert longer.step == 1
@@ -329,16 +335,59 @@ def test_bad_input_is_refused_in_one_sentence():
     images = tiny_data().images
     with pytest.raises(ValueError, match="must be uint8"):
         TrainingSet(images.float())
-    with pytest.raises(ValueError, match="64 images but 3 conditions"):
-        TrainingSet(images, torch.zeros(3))
+    with pytest.raises(ValueError, match="64 images but 3 rows of 'ids'"):
+        TrainingSet(images, {"ids": Column(torch.zeros(3))})
     with pytest.raises(ValueError, match="does not divide"):
         TrainConfig(images=100, batch=10, accumulate=3)
     with pytest.raises(ValueError, match="expected a share"):
-        TrainConfig(images=100, drop_condition=10)
-    unnamed = TrainingSet(images, torch.zeros(64))
-    assert draw_batch(unnamed, replace(CONFIG, drop_condition=0.0), 100, 0)[3].shape == (16,)
-    with pytest.raises(ValueError, match="no null condition to learn instead"):
-        draw_batch(unnamed, replace(CONFIG, drop_condition=0.1), 100, 0)
+        tiny_data(drop=10)
+    unnamed = TrainingSet(images, {"ids": Column(torch.zeros(64))})
+    assert drawn(unnamed)["ids"].shape == (16,)
+    assert unnamed.dropping(0.5).columns["ids"].drop == 0  # there is nothing to learn instead
+    with pytest.raises(ValueError, match="'ids' is dropped .* and has no null value"):
+        TrainingSet(images, {"ids": Column(torch.zeros(64), drop=0.1)})
+
+
+def test_a_batch_of_other_columns_or_rows_is_refused(tmp_path):
+    run = tiny_run(tmp_path)
+    batches = run.batches
+    run.batches = lambda step: batches(step) | {"colour": torch.zeros(16)}
+    with pytest.raises(ValueError, match="a column 'colour': expected ids, or a field of a Cond"):
+        run.advance()
+    run.batches = lambda step: batches(step) | {"t": torch.zeros(3)}
+    with pytest.raises(ValueError, match="batch of step 0 has rows .*'t': 3.* expected 16 of each"):
+        run.advance()
+
+
+def test_batches_of_ones_own_give_any_field_of_a_condition(tmp_path):
+    """Super-resolution in miniature: the condition is made of the augmented image itself."""
+    torch.manual_seed(0)
+    network = UNet(replace(TINY, classes=0, in_channels=6, vector_dim=2))
+    objective = Objective(Diffusion(network, NoiseSchedule.flow(100), "flow", (3, 8, 8)))
+    plain, asked = Batches(TrainingSet(tiny_data().images), 16, 100, mirror=True), []
+
+    def batches(step):
+        batch = plain(step)
+        low = nn.functional.avg_pool2d(batch["x0"], 4)
+        batch["image"] = nn.functional.interpolate(low, scale_factor=4)
+        return batch | {"vector": torch.ones(16, 2)}
+
+    run = Run(objective, batches, CONFIG, tmp_path)
+    network.register_forward_hook(lambda module, inputs, out: asked.append(inputs[2]))
+    first = run.advance()[0]
+    assert asked[0].image.shape == (16, 3, 8, 8) and asked[0].vector.shape == (16, 2)
+    assert asked[0].label is asked[0].tokens is None
+    trained = fit(run, progress=False)
+    assert run.advance()[0] < first  # the average is another network
+    assert trained.model.network is trained.network
+
+
+def test_times_may_be_drawn_otherwise():
+    def late(n, T, generator):
+        return T * torch.rand(n, generator=generator).sqrt()
+
+    t = Batches(tiny_data(), 512, 100, times=late)(0)["t"]
+    assert t.is_floating_point() and t.mean() == pytest.approx(66.7, abs=5)
 
 
 def test_on_save_sees_the_run_and_its_log(tmp_path):
@@ -388,9 +437,9 @@ class Normalised(nn.Module):
 def test_a_network_with_buffers_and_shared_weights_resumes_bit_for_bit(tmp_path):
     def run(name: str, images: int) -> Run:
         torch.manual_seed(0)
-        objective = Objective(Normalised(), NoiseSchedule.linear(100))
+        objective = unconditional(Normalised(), NoiseSchedule.linear(100))
         config = replace(CONFIG, images=images, batch=8, cooldown=0.0)
-        return Run(objective, TrainingSet(tiny_data().images), config, tmp_path / name)
+        return run_of(objective, TrainingSet(tiny_data().images), config, tmp_path / name)
 
     whole = run("whole", 96)
     trained = fit(whole, progress=False)
@@ -411,9 +460,9 @@ def test_resumed_moments_lie_in_memory_as_their_weights_do(tmp_path):
     def run(images: int) -> Run:
         torch.manual_seed(0)
         network = Normalised().to(memory_format=torch.channels_last)
-        objective = Objective(network, NoiseSchedule.linear(100))
+        objective = unconditional(network, NoiseSchedule.linear(100))
         config = replace(CONFIG, images=images, batch=8)
-        return Run(objective, TrainingSet(tiny_data().images), config, tmp_path)
+        return run_of(objective, TrainingSet(tiny_data().images), config, tmp_path)
 
     fit(run(16), progress=False)
     again = run(32)

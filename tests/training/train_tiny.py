@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from test_training import TINY, tiny_run
 
-from minidiff.cli.train import meet
 from minidiff.training import fit
+from minidiff.training.processes import meet
 
 if __name__ == "__main__":
     out, options = Path(sys.argv[1]), sys.argv[2:]
