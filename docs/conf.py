@@ -23,7 +23,7 @@ version = release = said("minidiff/__init__.py", "__version__")
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
 root_doc = "README"
 include_patterns = [
-    *("README.md", "CONTRIBUTING.md", "notebooks/*.ipynb", "docs/*.md"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "notebooks/*.ipynb", "docs/*.md"),
     *("data/*.md", "benchmarks/*.md"),
 ]
 myst_enable_extensions = ["dollarmath", "amsmath", "html_image"]
@@ -58,6 +58,7 @@ notebooks/*
 docs/papers
 docs/scorecard
 CONTRIBUTING
+CHANGELOG
 ```
 
 ```{toctree}

@@ -152,10 +152,8 @@ class NoiseSchedule:
 
     def __repr__(self) -> str:
         kind = "variance-preserving" if self.preserves_variance else "general"
-        return (
-            f"NoiseSchedule({kind}, T = {self.T}, sigma/alpha from "
-            f"{math.exp(-self.log_snr[1]):.3g} to {math.exp(min(-self.log_snr[-1], 700)):.3g})"
-        )
+        low, high = (self.sigma / self.alpha)[[1, -1]].tolist()
+        return f"NoiseSchedule({kind}, T = {self.T}, sigma/alpha from {low:.3g} to {high:.3g})"
 
     def tables(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of it; `take_tables` makes the schedule again."""
