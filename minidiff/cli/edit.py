@@ -304,8 +304,7 @@ def p2p(
     scale = scale if scale is not None else 1.0 if image else 3.0
     swaps = len(source.split()) == len(target.split())
     change = (editing.replace if swaps else editing.refine)(source, target)
-    if reweight:
-        change = editing.reweight(change, target, *reweight)
+    change = editing.reweight(change, target, *reweight) if reweight else change
     local = editing.local_blend(source, blend[0], target, blend[1]) if blend else None
     n = 1 if image else number
 
