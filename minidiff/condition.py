@@ -1,4 +1,4 @@
-"""All that a network can be told besides the noisy image, and what a batch does with it."""
+"""A network's inputs besides the noisy image and the time, and their operations on batches."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_ddim_on_a_flow_schedule_is_eulers_step():
 
 @pytest.mark.parametrize("step", [ddim_step, heun_step, dpmpp_2m_step, ddpm_step])
 def test_sampling_starts_from_pure_noise_where_nothing_is_left_of_the_image(step):
-    """alpha = 0 at T: every step is finite, and the first one is DDIM's or draws anew."""
+    """alpha = 0 at T: every step is finite, and the deterministic ones begin with DDIM's step."""
     flow = SCHEDULES["flow"]
     top, below = flow.level(1000), flow.level(950)
     assert top.alpha == 0
@@ -190,7 +190,7 @@ def test_each_step_brings_its_spacing():
     assert spacing_for(partial(partial(own), x=1)) == "linspace"
 
 
-# --- what a step is told, and what a frame holds --------------------------------------------------
+# --- the past of a step, and the fields of a frame ------------------------------------------------
 
 
 def test_the_past_holds_three_steps_and_ends_at_a_climb():

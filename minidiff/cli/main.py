@@ -15,7 +15,7 @@ from minidiff.cli.train import train, train_classifier, train_clip
 
 
 class Group(click.Group):
-    """Errors that a user can fix are told in one sentence; the rest are bugs and show where."""
+    """Report errors that a user can fix in one sentence; others are bugs and show a traceback."""
 
     def invoke(self, ctx: click.Context):
         try:

@@ -238,7 +238,7 @@ def _fit(run, card: dict, resume: bool, before: dict | None = None, preview=None
     elif not resume and run.state_file.exists():
         raise ValueError(f"{run.out} holds a run already: add --resume, or choose another --out")
     if training.rank() == 0:
-        click.echo(f"{card['data']}, on {run.device}")
+        click.echo(f"{card['data']}: {run.data_about['data']} images, on {run.device}")
         click.echo(f"estimate: {estimate(run)}")
     model = run.out / "model.safetensors"
 

@@ -26,7 +26,7 @@ class Column(NamedTuple):
 
     values: Tensor  # (N, ...)
     null: Tensor | None = None  # a row: what a dropped value becomes
-    drop: float = 0.0  # share of images whose value is dropped, anew in each batch
+    drop: float = 0.0  # share of images whose value is dropped, drawn in each batch
 
     def to(self, device: torch.device) -> Column:
         null = None if self.null is None else self.null.to(device)

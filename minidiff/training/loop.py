@@ -72,8 +72,8 @@ class Objective(nn.Module):
 
     `Run` trains any module like it: `forward` takes the columns of a batch by their names and gives
     the loss; `network` is what is compiled; `about()` says what is learnt; `batches(data, config)`
-    draws the batches; `save(path, card)` writes the model. `model` is a `zoo.Diffusion` or has the
-    same fields.
+    draws the batches; `save(path, card)` writes the model. `model` is a `Diffusion` or has the same
+    fields.
     """
 
     def __init__(self, model: Any, *, min_snr: float | None = None):
